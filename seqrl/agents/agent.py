@@ -1,0 +1,274 @@
+"""The protocol every agent follows: learn from a ``Batch``, act on a ``Step``.
+
+An agent is an ``nn.Module`` built from a frozen config, the task(s) it serves and the statistics
+of their data. The trainer knows only ``loss``, ``parameter_groups`` and ``after_update``; the
+rollout engine only ``initial_state``, ``reset`` and ``act``. What the acting state holds is the
+agent's own affair: every tensor in it has leading dimension n, the environment rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seqrl.errors import SeqrlError
+from seqrl.layers.state import select_rows
+from seqrl.spec import ActionKind, Batch, DataStats, LossOut, Step, TaskSpec, WindowSpec, to_plain
+
+if TYPE_CHECKING:
+    from seqrl.datasets.trajectories import Trajectories
+    from seqrl.draws import RowDraws
+
+ActingRule = Literal["recompute", "stream", "refill"]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Settings every agent has; each agent's own config adds its fields."""
+
+    normalize_observations: bool = True
+    """Shift and scale vector observations by the data's mean and standard deviation."""
+    return_scale: float | None = None
+    """Divide returns by this; none means the data's largest |return| rounded to a power of 10."""
+
+    def __post_init__(self) -> None:
+        if self.return_scale is not None:
+            require(self.return_scale > 0, "return_scale", self.return_scale, "above 0")
+
+    def window(self) -> WindowSpec:
+        """The windows of trajectories the agent's loss wants."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; ``config_from_json`` turns it back into an equal config."""
+        return to_plain(self)
+
+
+def require(ok: bool, name: str, value: Any, allowed: str) -> None:
+    """Raise a SeqrlError naming a config field, its value and what is allowed, unless ``ok``."""
+    if not ok:
+        flag = "--agent." + name.replace("_", "-")
+        raise SeqrlError(f"{name} is {value!r}, must be {allowed}", hint=f"set {flag}")
+
+
+def config_from_json(cls: type[AgentConfig], data: Mapping[str, Any]) -> AgentConfig:
+    """Rebuild a config written by ``AgentConfig.to_json``; unknown fields are an error."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(data) - set(fields)):
+        raise SeqrlError(
+            f"{cls.__name__} has no field {', '.join(map(repr, unknown))}",
+            hint=f"its fields: {', '.join(fields)}",
+        )
+    values = {k: _as_tuples(v) for k, v in data.items()}
+    return cls(**values)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+@dataclass
+class Acting:
+    """How a policy turns predictions into actions, chosen when it is loaded or evaluated."""
+
+    rule: ActingRule
+    """What happens beyond the training window; one of the agent's ``acting_rules``."""
+    decode: Literal["greedy", "sample"] = "greedy"
+    """Most likely action, or one drawn from the predicted distribution."""
+    temperature: float = 1.0
+    """Divides logits before drawing; only for ``sample``."""
+
+
+class Agent(nn.Module, ABC):
+    """Base class of all agents. Subclasses set the class variables and the abstract methods."""
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[AgentConfig]]
+    action_kinds: ClassVar[tuple[ActionKind, ...]] = ("continuous", "discrete")
+    observation_kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
+    multi_task: ClassVar[bool] = False
+    memory: ClassVar[Literal["episode", "trial"]] = "episode"
+    """Whether the acting state ends with the episode or lasts for a trial of several."""
+    acting_rules: ClassVar[tuple[ActingRule, ...]] = ("recompute",)
+    """Rules the agent can act by; the first is the default."""
+    uses_returns: ClassVar[bool] = True
+    """False for agents that ignore the target return (one target is then enough)."""
+    overfit_measure: ClassVar[tuple[str, float]] = ("action_error", 0.05)
+    """Metric of ``loss`` and the value it falls below when four episodes are learned by heart."""
+    tolerance: ClassVar[dict[str, float]] = {"causality": 0.0, "padding": 1e-5, "streaming": 1e-5}
+    """Largest allowed differences in the shared test battery."""
+
+    def __init__(
+        self, config: AgentConfig, tasks: Sequence[TaskSpec], stats: Sequence[DataStats]
+    ):
+        super().__init__()
+        self.check_tasks(tasks)
+        self.config = config
+        self.tasks = tuple(tasks)
+        self.stats = tuple(stats)
+        self.acting = Acting(self.acting_rules[0])
+        for i, s in enumerate(self.stats):
+            # Not in the state dict: the statistics are saved once, as JSON beside the weights.
+            self.register_buffer(f"obs_mean_{i}", torch.tensor(s.obs_mean), persistent=False)
+            self.register_buffer(f"obs_std_{i}", torch.tensor(s.obs_std), persistent=False)
+
+    @classmethod
+    def check_tasks(cls, tasks: Sequence[TaskSpec]) -> None:
+        """Raise SeqrlError for tasks this agent cannot serve."""
+        if len(tasks) > 1 and not cls.multi_task:
+            from seqrl.datasets.trajectories import spec_difference
+
+            why = spec_difference(tasks[0], tasks[1]) or "they are separate tasks"
+            raise SeqrlError(
+                f"agent '{cls.name}' takes one task, the data hold {len(tasks)}: {why}",
+                hint="train on one of them at a time",
+            )
+        for t in tasks:
+            if t.action.kind not in cls.action_kinds:
+                raise SeqrlError(
+                    f"agent '{cls.name}' needs {' or '.join(cls.action_kinds)} actions, "
+                    f"dataset has {t.action.describe()}",
+                    hint=f"agents for {t.action.kind} data: {_agents_for(t.action.kind)}",
+                )
+            if t.observation.kind not in cls.observation_kinds:
+                raise SeqrlError(
+                    f"agent '{cls.name}' needs {' or '.join(cls.observation_kinds)} observations, "
+                    f"dataset has {t.observation.describe()}",
+                )
+
+    # --- learning -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Tensor:
+        """Action prediction at every step: ``[B, T, A]`` means or ``[B, T, V]`` logits.
+
+        The value at step t depends on steps up to t only, and not on the action at t.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> LossOut:
+        """Mean loss over the valid entries of a batch, their number, and metrics."""
+
+    def forward(self, batch: Batch) -> LossOut:
+        """``loss``, under the name that data-parallel wrappers and the compiler hook into."""
+        return self.loss(batch)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups: ``params`` and, where they differ from the trainer's settings,
+        ``weight_decay`` or ``lr_scale``. By default one group of everything that trains."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def after_update(self, step: int) -> None:  # noqa: B027  (an optional hook)
+        """Called after optimiser step number ``step`` (from 1): target networks, teachers."""
+
+    @classmethod
+    def statistics(cls, config: AgentConfig, data: Trajectories) -> dict[str, Any]:
+        """JSON-able facts the agent wants of the data, computed once before training."""
+        return {}
+
+    # --- acting -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def initial_state(self, n: int) -> Any:
+        """Acting state of ``n`` fresh rows: a dict/tuple/dataclass of tensors ``[n, ...]``."""
+
+    def reset(self, state: Any, rows: Tensor) -> Any:
+        """``state`` with the rows where ``rows [n] bool`` is set made fresh, others untouched."""
+        return select_rows(rows, self.initial_state(int(rows.shape[0])), state)
+
+    @abstractmethod
+    def step(self, state: Any, step: Step) -> tuple[Tensor, Any]:
+        """Consume one step: prediction for its action, ``[n, A]`` or ``[n, V]``, and the state."""
+
+    def act(self, state: Any, step: Step, generator: RowDraws | None = None) -> tuple[Tensor, Any]:
+        """Actions for one step of every row.
+
+        Args:
+            state: from ``initial_state``, ``reset`` or the last ``act``.
+            step: see :class:`seqrl.spec.Step`; consumed exactly once.
+            generator: random streams of the rows, needed for ``decode="sample"``.
+
+        Returns:
+            Actions ``[n, A]`` float32 (within their bounds) or ``[n]`` int64, and the new state.
+        """
+        prediction, state = self.step(state, step)
+        return self.decode(prediction, generator), state
+
+    def decode(self, prediction: Tensor, generator: RowDraws | None) -> Tensor:
+        """Actions from predictions: the mean, the most likely choice, or a drawn one."""
+        if self.tasks[0].action.kind == "continuous":
+            return prediction.float()
+        if self.acting.decode == "greedy":
+            return prediction.argmax(-1)
+        if generator is None:
+            raise SeqrlError("decode='sample' needs a generator", hint="pass one to act()")
+        u = generator.uniform(prediction.shape[-1]).to(prediction.device).clamp_min(1e-12)
+        gumbel = -torch.log(-torch.log(u))
+        return (prediction.float() / self.acting.temperature + gumbel).argmax(-1)
+
+    def set_acting(
+        self,
+        rule: str | None = None,
+        decode: str | None = None,
+        temperature: float | None = None,
+    ) -> None:
+        """Choose how to act; None keeps the present choice.
+
+        Raises:
+            SeqrlError: a rule this agent does not have, or sampling where it is deterministic.
+        """
+        if rule is not None and rule not in self.acting_rules:
+            raise SeqrlError(
+                f"agent '{self.name}' cannot act by '{rule}'",
+                hint=f"its rules: {', '.join(self.acting_rules)}",
+            )
+        if decode not in (None, "greedy", "sample"):
+            raise SeqrlError(f"decode is {decode!r}, must be greedy or sample")
+        if decode == "sample" and any(t.action.kind == "continuous" for t in self.tasks):
+            raise SeqrlError(
+                f"agent '{self.name}' predicts one continuous action, there is none to sample",
+                hint="drop --decode sample",
+            )
+        if temperature is not None and not temperature > 0:
+            raise SeqrlError(f"temperature is {temperature}, must be above 0")
+        self.acting = Acting(
+            rule=rule or self.acting.rule,  # type: ignore[arg-type]
+            decode=decode or self.acting.decode,  # type: ignore[arg-type]
+            temperature=temperature or self.acting.temperature,
+        )
+
+    # --- units: the one place where raw values become network inputs ---------------------------
+
+    def observe(self, observations: Tensor, task: int = 0) -> Tensor:
+        """Raw observations as network input: normalised vectors, or images in [0, 1]."""
+        if self.tasks[task].observation.kind == "image":
+            return observations.to(torch.float32) / 255.0
+        if not self.config.normalize_observations:
+            return observations
+        mean, std = getattr(self, f"obs_mean_{task}"), getattr(self, f"obs_std_{task}")
+        return (observations - mean) / std
+
+    def scaled(self, returns: Tensor, task: int = 0) -> Tensor:
+        """Raw rewards or returns divided by the return scale."""
+        return returns / self.scale_of(task)
+
+    def scale_of(self, task: int = 0) -> float:
+        """The return scale in force for a task."""
+        return self.config.return_scale or self.stats[task].return_scale
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.parameters()).device
+
+
+def _agents_for(kind: str) -> str:
+    from seqrl.agents.registry import ROWS
+
+    return " ".join(r.name for r in ROWS if kind in r.actions)

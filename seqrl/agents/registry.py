@@ -1,0 +1,98 @@
+"""Which agents exist: one literal row each, so that listing them imports no torch.
+
+To add an agent, add a row. ``module:Class`` outside this table works everywhere a name does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from seqrl.errors import SeqrlError, did_you_mean
+
+if TYPE_CHECKING:
+    from seqrl.agents.agent import Agent
+
+
+class AgentRow(NamedTuple):
+    """What ``seqrl list agents`` shows; a test compares it with the class."""
+
+    name: str
+    path: str
+    """``module:Class``."""
+    paper: str
+    actions: tuple[str, ...]
+    acting: tuple[str, ...]
+    parameters: float
+    """Millions, default config on Hopper (11 observations, 3 actions)."""
+
+
+ROWS: tuple[AgentRow, ...] = (
+    AgentRow(
+        "bc",
+        "seqrl.agents.bc:BehaviourCloning",
+        "Behaviour cloning (MLP), as in Chen et al. 2021",
+        ("continuous", "discrete"),
+        ("recompute",),
+        0.14,
+    ),
+    AgentRow(
+        "dt",
+        "seqrl.agents.dt:DecisionTransformer",
+        "Decision Transformer, Chen et al. 2021",
+        ("continuous", "discrete"),
+        ("recompute", "stream", "refill"),
+        0.73,
+    ),
+    AgentRow(
+        "lstm",
+        "seqrl.agents.lstm:RecurrentAgent",
+        "Recurrent cloning (LSTM or GRU), return-conditioned",
+        ("continuous", "discrete"),
+        ("stream",),
+        0.27,
+    ),
+)
+
+
+def names() -> list[str]:
+    """Names of all registered agents."""
+    return [r.name for r in ROWS]
+
+
+def row(name: str) -> AgentRow:
+    """The row of a registered agent.
+
+    Raises:
+        SeqrlError: unknown name, with the nearest ones.
+    """
+    for r in ROWS:
+        if r.name == name:
+            return r
+    raise SeqrlError(
+        f"no agent '{name}'",
+        hint=did_you_mean(name, names(), f"agents: {' '.join(names())}, or your own module:Class"),
+    )
+
+
+def agent_class(name: str) -> type[Agent]:
+    """The class of a registered agent, or of ``my_pkg.module:Class``.
+
+    Raises:
+        SeqrlError: unknown name, module that does not import, class that is no Agent.
+    """
+    custom = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
+    module, _, cls_name = (name if custom else row(name).path).partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), cls_name)
+    except (ImportError, AttributeError) as e:
+        raise SeqrlError(
+            f"agent '{name}' cannot be imported: {e}",
+            hint="module:Class must be importable from here (installed, or on PYTHONPATH)",
+        ) from e
+    from seqrl.agents.agent import Agent
+
+    if not (isinstance(cls, type) and issubclass(cls, Agent)):
+        raise SeqrlError(f"'{name}' is not a subclass of seqrl.agents.agent.Agent")
+    return cls

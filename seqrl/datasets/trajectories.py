@@ -1,0 +1,549 @@
+"""Trajectories: the one form in which every dataset exists here.
+
+Flat, contiguous columns over all N steps plus the offsets of the episodes. A selection of
+episodes (a hold-out split, the best 10 %) is a list of episode numbers over the same columns, so
+it copies nothing and works on memory-mapped columns of any size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqrl import spaces as sp
+from seqrl.datasets.statistics import compute_stats
+from seqrl.datasets.validate import check_columns
+from seqrl.errors import SeqrlError
+from seqrl.spec import DataStats, TaskSpec
+
+STEP_COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
+
+
+def returns_to_go(rewards: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
+    """Undiscounted sum of rewards from each step to the end of its episode.
+
+    One cumulative sum over the whole column in float64, then a subtraction per episode.
+
+    Args:
+        rewards: ``[N]``.
+        episode_starts: ``[E+1]`` offsets, first 0, last N.
+
+    Returns:
+        ``[N]`` float32.
+
+    >>> returns_to_go(np.array([1, 2, 3, 4, 5.0]), np.array([0, 5]))
+    array([15., 14., 12.,  9.,  5.], dtype=float32)
+    """
+    total = np.zeros(len(rewards) + 1)
+    np.cumsum(rewards, dtype=np.float64, out=total[1:])
+    ends = np.repeat(total[episode_starts[1:]], np.diff(episode_starts))
+    return (ends - total[:-1]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode as arrays over its T steps."""
+
+    observations: np.ndarray
+    """``[T+1, ...]``: the final observation included."""
+    actions: np.ndarray
+    rewards: np.ndarray
+    returns_to_go: np.ndarray
+    terminated: bool
+    truncated: bool
+    seed: int | None
+    extras: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+@dataclass(eq=False)
+class Trajectories:
+    """Episodes of one task, flat.
+
+    Build one with :meth:`from_arrays`, :meth:`from_episodes` or ``seqrl.load_dataset(uri)``.
+    Arrays may be ``numpy.memmap``. Columns hold *all* steps of the source; ``selection`` names the
+    episodes in use (None means all), and ``starts``, ``lengths``, ``returns`` speak of those.
+    """
+
+    observations: np.ndarray
+    """``[N, S]`` float32 or ``[N, H, W, C]`` uint8."""
+    actions: np.ndarray
+    """``[N, A]`` float32, ``[N]`` int64 or ``[N, A]`` int64."""
+    rewards: np.ndarray
+    """``[N]`` float32."""
+    terminations: np.ndarray
+    """``[N]`` bool."""
+    truncations: np.ndarray
+    """``[N]`` bool."""
+    final_observations: np.ndarray
+    """``[E, ...]``: the observation after the last step of each episode of the source."""
+    episode_starts: np.ndarray
+    """``[E+1]`` int64 offsets of the source's episodes: first 0, last N."""
+    task: TaskSpec
+    observation_space: Any
+    action_space: Any
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    """Optional columns ``[N, ...]`` such as ``optimal_action``."""
+    episode_task: np.ndarray | None = None
+    """``[E]`` int64: task number within a task-structured set."""
+    episode_order: np.ndarray | None = None
+    """``[E]`` int64: place within a learning history."""
+    episode_seeds: np.ndarray | None = None
+    """``[E]`` int64: the reset seed each episode was recorded with, -1 where unknown."""
+    final_known: np.ndarray | None = None
+    """``[E]`` bool: False where the source had no final observation and the last was repeated."""
+    rtg: np.ndarray | None = None
+    """``[N]`` float32 returns-to-go; computed when not given."""
+    selection: np.ndarray | None = None
+    """``[E']`` int64: the episodes in use, in order; None means all."""
+    source: str = "arrays"
+    """URI or description of where the data came from."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """JSON-able facts for reports: how episodes were split, options applied, suggested targets."""
+    validated: bool = False
+    """Set by readers of our own cache, whose contents were checked when they were written."""
+    stats_selection: np.ndarray | None = None
+    """Episodes that state statistics are computed over, where they differ from ``selection``."""
+
+    def __post_init__(self) -> None:
+        self.episode_starts = np.asarray(self.episode_starts, dtype=np.int64)
+        if not self.validated:
+            check_columns(self)
+            self.validated = True
+        if self.rtg is None:
+            self.rtg = returns_to_go(self.rewards, self.episode_starts)
+
+    # --- construction -------------------------------------------------------------------------
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        terminations: Any,
+        truncations: Any | None = None,
+        *,
+        final_observations: Any | None = None,
+        observation_space: Any | None = None,
+        action_space: Any | None = None,
+        extras: Mapping[str, Any] | None = None,
+        name: str = "arrays",
+        env_id: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        max_episode_steps: int | None = None,
+        source: str = "arrays",
+    ) -> Trajectories:
+        """Trajectories from flat arrays, cut where ``terminations`` or ``truncations`` is set.
+
+        Args:
+            observations: ``[N, ...]`` of the observation space (a mapping for Dict spaces).
+            actions: ``[N, A]`` or ``[N]``.
+            rewards: ``[N]`` or ``[N, 1]``.
+            terminations: ``[N]``: the environment ended the episode.
+            truncations: ``[N]``: a limit ended it. The last step of the arrays counts as
+                truncated when no flag says otherwise.
+            final_observations: ``[E, ...]``; the last observation is repeated when missing.
+            observation_space: Gymnasium space; guessed from the arrays when missing.
+            action_space: as above.
+
+        Raises:
+            SeqrlError: mismatched lengths, NaN, actions outside their space, no steps.
+
+        >>> import numpy as np
+        >>> data = Trajectories.from_arrays(
+        ...     observations=np.zeros((5, 2), np.float32), actions=np.zeros((5, 1), np.float32),
+        ...     rewards=np.arange(1, 6), terminations=[0, 0, 0, 0, 1])
+        >>> data.rtg.tolist()
+        [15.0, 14.0, 12.0, 9.0, 5.0]
+        """
+        rewards = np.asarray(rewards, dtype=np.float32).reshape(-1)
+        n = len(rewards)
+        if n == 0:
+            raise SeqrlError(f"{source} holds no steps", hint="check the file or the arrays given")
+        term = np.asarray(terminations).reshape(-1).astype(bool)
+        trunc = (
+            np.zeros(n, dtype=bool)
+            if truncations is None
+            else np.asarray(truncations).reshape(-1).astype(bool)
+        )
+        if len(term) != n or len(trunc) != n:
+            raise SeqrlError(
+                f"{source}: {n} rewards but {len(term)} terminations, {len(trunc)} truncations",
+                hint="all per-step arrays need one entry a step",
+            )
+        trunc = trunc & ~term
+        if not (term[-1] or trunc[-1]):
+            trunc = trunc.copy()
+            trunc[-1] = True
+        starts = np.concatenate([[0], np.flatnonzero(term | trunc) + 1])
+        if observation_space is None or action_space is None:
+            guessed = sp.space_from_arrays(np.asarray(observations), np.asarray(actions))
+            observation_space = observation_space or guessed[0]
+            action_space = action_space or guessed[1]
+        obs = sp.flatten_observations(observation_space, observations)
+        known = None
+        if final_observations is None:
+            if len(obs) == n:  # other lengths are reported by the validation
+                final = np.array(obs[starts[1:] - 1])
+                known = np.zeros(len(final), dtype=bool)
+            else:
+                final = obs[:0]
+        else:
+            final = sp.flatten_observations(observation_space, final_observations)
+        task = TaskSpec(
+            name=name,
+            observation=sp.observation_spec(observation_space),
+            action=sp.action_spec(action_space),
+            env_id=env_id,
+            env_kwargs=dict(env_kwargs or {}),
+            max_episode_steps=max_episode_steps,
+        )
+        return cls(
+            obs,
+            sp.flatten_actions(action_space, actions),
+            rewards,
+            term,
+            trunc,
+            final,
+            starts,
+            task,
+            observation_space,
+            action_space,
+            extras={k: np.asarray(v) for k, v in (extras or {}).items()},
+            final_known=known,
+            source=source,
+        )
+
+    @classmethod
+    def from_episodes(
+        cls, episodes: Iterable[Mapping[str, Any]], **options: Any
+    ) -> Trajectories:
+        """Trajectories from a list of episodes.
+
+        Args:
+            episodes: mappings with ``observations`` (``[T+1, ...]``, or ``[T, ...]`` without the
+                final one), ``actions [T, ...]``, ``rewards [T]`` and ``terminated`` (bool; the
+                episode counts as truncated otherwise).
+            options: as for :meth:`from_arrays` (spaces, name, env_id, ...).
+        """
+        obs, final, actions, rewards, term, trunc = [], [], [], [], [], []
+        for i, ep in enumerate(episodes):
+            o, r = np.asarray(ep["observations"]), np.asarray(ep["rewards"]).reshape(-1)
+            t = len(r)
+            if t == 0 or len(o) not in (t, t + 1) or len(ep["actions"]) != t:
+                raise SeqrlError(
+                    f"episode {i}: {len(o)} observations, {len(ep['actions'])} actions, "
+                    f"{t} rewards",
+                    hint="an episode of T steps has T actions, T rewards, T or T+1 observations",
+                )
+            obs.append(o[:t])
+            final.append(o[-1])
+            actions.append(np.asarray(ep["actions"]))
+            rewards.append(r)
+            ended = bool(ep.get("terminated", False))
+            term.append(np.arange(1, t + 1) == (t if ended else 0))
+            trunc.append(np.arange(1, t + 1) == (0 if ended else t))
+        if not obs:
+            raise SeqrlError("no episodes given", hint="pass at least one episode")
+        return cls.from_arrays(
+            np.concatenate(obs),
+            np.concatenate(actions),
+            np.concatenate(rewards),
+            np.concatenate(term),
+            np.concatenate(trunc),
+            final_observations=np.stack(final),
+            **options,
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Trajectories]) -> Trajectories:
+        """Several sets with equal spaces as one (selections are applied, columns copied)."""
+        if len(parts) == 1:
+            return parts[0]
+        first, parts = parts[0], [p.compact() for p in parts]
+        for p in parts[1:]:
+            if difference := spec_difference(first.task, p.task):
+                raise SeqrlError(f"{first.source} and {p.source} cannot be joined: {difference}")
+        offsets = np.cumsum([0] + [p.columns_steps for p in parts])
+        starts = [p.episode_starts[:-1] + o for p, o in zip(parts, offsets, strict=False)]
+        extras = set.intersection(*(set(p.extras) for p in parts))
+
+        def cat(get: Any) -> Any:
+            values = [get(p) for p in parts]
+            return None if any(v is None for v in values) else np.concatenate(values)
+
+        return dataclasses.replace(
+            first,
+            **{k: cat(lambda p, k=k: getattr(p, k)) for k in STEP_COLUMNS},
+            final_observations=cat(lambda p: p.final_observations),
+            episode_starts=np.concatenate([*starts, offsets[-1:]]),
+            extras={k: cat(lambda p, k=k: p.extras[k]) for k in sorted(extras)},
+            episode_task=cat(lambda p: p.episode_task),
+            episode_order=cat(lambda p: p.episode_order),
+            episode_seeds=cat(lambda p: p.episode_seeds),
+            final_known=np.concatenate([p._final_known() for p in parts]),
+            rtg=cat(lambda p: p.rtg),
+            selection=None,
+            stats_selection=None,
+            source=" + ".join(p.source for p in parts),
+        )
+
+    # --- size and episodes in use -------------------------------------------------------------
+
+    @property
+    def columns_steps(self) -> int:
+        """Steps N that the columns hold (selected or not)."""
+        return len(self.rewards)
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """``[E]`` int64: flat index of the first step of each episode in use."""
+        return self._take(self.episode_starts[:-1])
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """``[E]`` int64: steps of each episode in use."""
+        return self._take(np.diff(self.episode_starts))
+
+    @functools.cached_property
+    def returns(self) -> np.ndarray:
+        """``[E]`` float64: undiscounted return of each episode in use."""
+        assert self.rtg is not None  # noqa: S101  (set on construction)
+        return np.asarray(self.rtg[self.starts], dtype=np.float64)
+
+    @functools.cached_property
+    def step_offsets(self) -> np.ndarray:
+        """``[E+1]`` int64: running count of the steps in use."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @property
+    def episode_ids(self) -> np.ndarray:
+        """``[E]`` int64: number in the source of each episode in use."""
+        return np.arange(len(self.episode_starts) - 1) if self.selection is None else self.selection
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in use."""
+        return int(self.step_offsets[-1])
+
+    def _take(self, per_episode: np.ndarray) -> np.ndarray:
+        return per_episode if self.selection is None else per_episode[self.selection]
+
+    def _final_known(self) -> np.ndarray:
+        if self.final_known is None:
+            return np.ones(len(self.episode_starts) - 1, dtype=bool)
+        return self.final_known
+
+    def __len__(self) -> int:
+        """Number of episodes in use."""
+        return len(self.starts)
+
+    def __getitem__(self, i: int) -> Episode:
+        """Episode ``i`` of those in use, as arrays over its own steps."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"episode {i} of {len(self)}")
+        e, a = int(self.episode_ids[i]), int(self.starts[i])
+        b = a + int(self.lengths[i])
+        assert self.rtg is not None  # noqa: S101
+        seed = None if self.episode_seeds is None else int(self.episode_seeds[e])
+        return Episode(
+            np.concatenate([self.observations[a:b], self.final_observations[e : e + 1]]),
+            self.actions[a:b],
+            self.rewards[a:b],
+            self.rtg[a:b],
+            bool(self.terminations[b - 1]),
+            bool(self.truncations[b - 1]),
+            None if seed is None or seed < 0 else seed,
+            {k: v[a:b] for k, v in self.extras.items()},
+        )
+
+    # --- selections and options ---------------------------------------------------------------
+
+    def select(self, episodes: Any, *, keep_stats: bool = False) -> Trajectories:
+        """The episodes ``episodes`` (numbers among those in use), sharing the same columns.
+
+        Args:
+            keep_stats: state statistics stay those of the present selection (the published %BC
+                protocol normalises by all transitions, before the filter).
+        """
+        ids = self.episode_ids[np.asarray(episodes)]
+        if len(ids) == 0:
+            raise SeqrlError(
+                f"no episode of {self.source} is left by that selection",
+                hint=f"the set has {len(self)} episodes",
+            )
+        stats = (
+            (self.stats_selection if self.stats_selection is not None else self.episode_ids)
+            if keep_stats
+            else None
+        )
+        return dataclasses.replace(
+            self, selection=ids, stats_selection=stats, notes=dict(self.notes)
+        )
+
+    def best(self, percent: float) -> Trajectories:
+        """The highest-return episodes that together hold at most ``percent`` % of the steps.
+
+        At least one episode is kept (Chen et al. 2021, the %BC baseline).
+        """
+        if not 0 < percent <= 100:
+            raise SeqrlError(f"best is {percent} %, must be above 0 and at most 100")
+        order = np.argsort(-self.returns, kind="stable")
+        room = percent / 100 * self.num_steps
+        keep = int(np.searchsorted(np.cumsum(self.lengths[order]), room, side="right"))
+        return self.select(np.sort(order[: max(keep, 1)]), keep_stats=True)
+
+    def first(self, episodes: int) -> Trajectories:
+        """The first ``episodes`` episodes."""
+        if episodes < 1:
+            raise SeqrlError(f"asked for {episodes} episodes, must be at least 1")
+        return self.select(np.arange(min(episodes, len(self))))
+
+    def split(self, holdout: float, seed: int = 0) -> tuple[Trajectories, Trajectories | None]:
+        """Training and hold-out sets by episode; the hold-out is None when ``holdout`` is 0.
+
+        Args:
+            holdout: share of the episodes in [0, 1); at least one is held out when above 0.
+            seed: decides which; the same seed gives the same split.
+        """
+        if not 0 <= holdout < 1:
+            raise SeqrlError(f"holdout is {holdout}, must be at least 0 and below 1")
+        if holdout == 0 or len(self) < 2:
+            return self, None
+        order = np.random.default_rng(seed).permutation(len(self))
+        n = min(max(1, round(holdout * len(self))), len(self) - 1)
+        return self.select(np.sort(order[n:])), self.select(np.sort(order[:n]))
+
+    def delayed(self) -> Trajectories:
+        """All reward of an episode moved to its last step (the delayed-reward protocol)."""
+        rewards = np.zeros(self.columns_steps, dtype=np.float32)
+        assert self.rtg is not None  # noqa: S101
+        ends = self.episode_starts[1:] - 1
+        rewards[ends] = np.asarray(self.rtg)[self.episode_starts[:-1]]
+        return dataclasses.replace(
+            self, rewards=rewards, rtg=None, notes={**self.notes, "delayed": True}
+        )
+
+    def scale_rewards(self, scale: float = 1.0, shift: float = 0.0) -> Trajectories:
+        """Rewards replaced by ``reward * scale + shift`` (returns-to-go follow)."""
+        rewards = np.asarray(self.rewards) * np.float32(scale) + np.float32(shift)
+        notes = {**self.notes, "reward_scale": scale, "reward_shift": shift}
+        return dataclasses.replace(self, rewards=rewards, rtg=None, notes=notes)
+
+    def compact(self) -> Trajectories:
+        """A copy whose columns hold just the steps in use, in memory."""
+        if self.selection is None:
+            return self
+        idx = np.repeat(self.starts - self.step_offsets[:-1], self.lengths)
+        idx += np.arange(self.num_steps)
+        assert self.rtg is not None  # noqa: S101
+
+        def per_episode(v: np.ndarray | None) -> np.ndarray | None:
+            return None if v is None else v[self.episode_ids]
+
+        return dataclasses.replace(
+            self,
+            **{k: getattr(self, k)[idx] for k in STEP_COLUMNS},
+            extras={k: v[idx] for k, v in self.extras.items()},
+            rtg=self.rtg[idx],
+            final_observations=self.final_observations[self.episode_ids],
+            episode_starts=self.step_offsets,
+            episode_task=per_episode(self.episode_task),
+            episode_order=per_episode(self.episode_order),
+            episode_seeds=per_episode(self.episode_seeds),
+            final_known=per_episode(self.final_known),
+            selection=None,
+            stats_selection=None,
+        )
+
+    # --- description --------------------------------------------------------------------------
+
+    @functools.cached_property
+    def stats(self) -> DataStats:
+        """Statistics of the episodes in use, for normalisation and targets."""
+        return compute_stats(self)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Short hash of contents and selection; equal data give an equal fingerprint."""
+        if known := self.notes.get("fingerprint_of_columns"):
+            content = str(known)
+        else:
+            digest = hashlib.blake2b(digest_size=16)
+            for name in (*STEP_COLUMNS, "final_observations", "episode_starts"):
+                _hash_array(digest, name, getattr(self, name))
+            content = digest.hexdigest()
+        if self.selection is None:
+            return content
+        digest = hashlib.blake2b(content.encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.selection))
+        return digest.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the per-step columns."""
+        columns = [getattr(self, k) for k in STEP_COLUMNS] + [self.rtg, *self.extras.values()]
+        return sum(c.nbytes for c in columns if c is not None)
+
+    def __repr__(self) -> str:
+        spec, r = self.task, self.returns
+        return (
+            f"Trajectories({spec.name!r}: {len(self):,} episodes, {self.num_steps:,} steps, "
+            f"{self.nbytes / 1e6:.1f} MB\n"
+            f"  obs {spec.observation.describe()} {self.observations.dtype}, "
+            f"action {spec.action.describe()} {self.actions.dtype}, env {spec.env_id}\n"
+            f"  return {r.min():.4g} .. {r.max():.4g} (mean {r.mean():.4g}), "
+            f"length {self.lengths.min()} .. {self.lengths.max()})"
+        )
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def to_npz(self, path: str | Path) -> Path:
+        """Write an ``.npz`` that ``npz:PATH`` reads back without loss; returns the path."""
+        from seqrl.datasets.npz import write_npz
+
+        return write_npz(self, path)
+
+    def to_d4rl(self, path: str | Path) -> Path:
+        """Write a flat D4RL-style HDF5 file that ``d4rl:PATH`` reads back; returns the path."""
+        from seqrl.datasets.d4rl import write_d4rl
+
+        return write_d4rl(self, path)
+
+    def to_minari(self, dataset_id: str, **metadata: Any) -> str:
+        """Write a dataset ``namespace/name-vN`` into the local Minari store; returns the id."""
+        from seqrl.datasets.minari_store import write_minari
+
+        return write_minari(self, dataset_id, **metadata)
+
+
+def _hash_array(digest: Any, name: str, array: np.ndarray) -> None:
+    """Hash name, type, shape and bytes; very large columns by an even sample of their rows."""
+    limit = 256 * 2**20
+    digest.update(f"{name}{array.dtype}{array.shape}".encode())
+    if array.nbytes > limit:
+        array = array[:: -(-array.nbytes // limit)]
+    digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+
+
+def spec_difference(a: TaskSpec, b: TaskSpec) -> str | None:
+    """One phrase naming how two tasks differ in spaces or environment; None when they do not."""
+    if a.observation != b.observation:
+        return f"observations are {a.observation.describe()} and {b.observation.describe()}"
+    if a.action != b.action:
+        return f"actions are {a.action.describe()} and {b.action.describe()}"
+    if a.env_id != b.env_id:
+        return f"environments are {a.env_id} and {b.env_id}"
+    if a.env_kwargs != b.env_kwargs:
+        return f"environment arguments are {a.env_kwargs} and {b.env_kwargs}"
+    return None
