@@ -76,8 +76,7 @@ class RowDraws:
         import torch
 
         rows = [
-            uniform64(int(s), 7, int(c), k)
-            for s, c in zip(self.seeds, self.count, strict=True)
+            uniform64(int(s), 7, int(c), k) for s, c in zip(self.seeds, self.count, strict=True)
         ]
         self.count += 1
         # Rounding to float32 could reach 1.0; the largest float32 below 1 is the cap.

@@ -312,5 +312,7 @@ class DataStats:
     def from_json(cls, data: Mapping[str, Any]) -> DataStats:
         """Rebuild statistics written by :meth:`to_json`."""
         names = {f.name for f in dataclasses.fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in names}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in names
+        }
         return cls(**values)

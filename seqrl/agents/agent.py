@@ -77,9 +77,9 @@ def _as_tuples(value: Any) -> Any:
 class Acting:
     """How a policy turns predictions into actions, chosen when it is loaded or evaluated."""
 
-    rule: ActingRule
+    rule: str
     """What happens beyond the training window; one of the agent's ``acting_rules``."""
-    decode: Literal["greedy", "sample"] = "greedy"
+    decode: str = "greedy"
     """Most likely action, or one drawn from the predicted distribution."""
     temperature: float = 1.0
     """Divides logits before drawing; only for ``sample``."""
@@ -97,16 +97,16 @@ class Agent(nn.Module, ABC):
     """Whether the acting state ends with the episode or lasts for a trial of several."""
     acting_rules: ClassVar[tuple[ActingRule, ...]] = ("recompute",)
     """Rules the agent can act by; the first is the default."""
-    uses_returns: ClassVar[bool] = True
+    uses_returns: bool = True
     """False for agents that ignore the target return (one target is then enough)."""
     overfit_measure: ClassVar[tuple[str, float]] = ("action_error", 0.05)
     """Metric of ``loss`` and the value it falls below when four episodes are learned by heart."""
+    battery_config: ClassVar[dict[str, Any]] = {}
+    """Config fields of the shared test battery: small, and without dropout."""
     tolerance: ClassVar[dict[str, float]] = {"causality": 0.0, "padding": 1e-5, "streaming": 1e-5}
     """Largest allowed differences in the shared test battery."""
 
-    def __init__(
-        self, config: AgentConfig, tasks: Sequence[TaskSpec], stats: Sequence[DataStats]
-    ):
+    def __init__(self, config: AgentConfig, tasks: Sequence[TaskSpec], stats: Sequence[DataStats]):
         super().__init__()
         self.check_tasks(tasks)
         self.config = config
@@ -164,7 +164,7 @@ class Agent(nn.Module, ABC):
         ``weight_decay`` or ``lr_scale``. By default one group of everything that trains."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    def after_update(self, step: int) -> None:  # noqa: B027  (an optional hook)
+    def after_update(self, step: int) -> None:
         """Called after optimiser step number ``step`` (from 1): target networks, teachers."""
 
     @classmethod
@@ -238,8 +238,8 @@ class Agent(nn.Module, ABC):
         if temperature is not None and not temperature > 0:
             raise SeqrlError(f"temperature is {temperature}, must be above 0")
         self.acting = Acting(
-            rule=rule or self.acting.rule,  # type: ignore[arg-type]
-            decode=decode or self.acting.decode,  # type: ignore[arg-type]
+            rule=rule or self.acting.rule,
+            decode=decode or self.acting.decode,
             temperature=temperature or self.acting.temperature,
         )
 
@@ -261,6 +261,12 @@ class Agent(nn.Module, ABC):
     def scale_of(self, task: int = 0) -> float:
         """The return scale in force for a task."""
         return self.config.return_scale or self.stats[task].return_scale
+
+    @property
+    def common_action(self) -> int | None:
+        """The most frequent discrete action of the data; None for other kinds of action."""
+        counts = self.stats[0].action_counts
+        return max(range(len(counts)), key=counts.__getitem__) if counts else None
 
     @property
     def device(self) -> torch.device:

@@ -107,7 +107,6 @@ class _Gather:
             values.reshape(index.size, -1)[padding] = 0
             return torch.from_numpy(values)
 
-        assert d.rtg is not None  # noqa: S101
         timesteps = timestep[:, None] + t
         timesteps.reshape(-1)[padding] = 0
         next_obs = None

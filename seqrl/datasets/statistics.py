@@ -25,7 +25,6 @@ def compute_stats(data: Trajectories) -> DataStats:
     names = ("min", "p10", "p25", "p50", "p75", "p90", "max")
     kind = data.task.action.kind
     actions, rewards = _rows(data, data.actions), _rows(data, data.rewards)
-    assert data.rtg is not None  # noqa: S101
     rtg = _rows(data, data.rtg)
     mean, std = _moments(data) if data.task.observation.kind == "vector" else ((), ())
     counts: tuple[int, ...] = ()
@@ -82,7 +81,9 @@ def _moments(data: Trajectories) -> tuple[tuple[float, ...], tuple[float, ...]]:
     n = sum(b - a for a, b in spans)
     mean = sum(data.observations[a:b].sum(axis=0, dtype=np.float64) for a, b in spans) / n
     var = (
-        sum(np.square(data.observations[a:b] - mean, dtype=np.float64).sum(axis=0) for a, b in spans)
+        sum(
+            np.square(data.observations[a:b] - mean, dtype=np.float64).sum(axis=0) for a, b in spans
+        )
         / n
     )
     return tuple(np.asarray(mean).tolist()), tuple((np.sqrt(var) + 1e-6).tolist())

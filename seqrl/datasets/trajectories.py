@@ -101,7 +101,7 @@ class Trajectories:
     """``[E]`` int64: the reset seed each episode was recorded with, -1 where unknown."""
     final_known: np.ndarray | None = None
     """``[E]`` bool: False where the source had no final observation and the last was repeated."""
-    rtg: np.ndarray | None = None
+    rtg: Any = None
     """``[N]`` float32 returns-to-go; computed when not given."""
     selection: np.ndarray | None = None
     """``[E']`` int64: the episodes in use, in order; None means all."""
@@ -225,9 +225,7 @@ class Trajectories:
         )
 
     @classmethod
-    def from_episodes(
-        cls, episodes: Iterable[Mapping[str, Any]], **options: Any
-    ) -> Trajectories:
+    def from_episodes(cls, episodes: Iterable[Mapping[str, Any]], **options: Any) -> Trajectories:
         """Trajectories from a list of episodes.
 
         Args:
@@ -318,7 +316,6 @@ class Trajectories:
     @functools.cached_property
     def returns(self) -> np.ndarray:
         """``[E]`` float64: undiscounted return of each episode in use."""
-        assert self.rtg is not None  # noqa: S101  (set on construction)
         return np.asarray(self.rtg[self.starts], dtype=np.float64)
 
     @functools.cached_property
@@ -354,7 +351,6 @@ class Trajectories:
             raise IndexError(f"episode {i} of {len(self)}")
         e, a = int(self.episode_ids[i]), int(self.starts[i])
         b = a + int(self.lengths[i])
-        assert self.rtg is not None  # noqa: S101
         seed = None if self.episode_seeds is None else int(self.episode_seeds[e])
         return Episode(
             np.concatenate([self.observations[a:b], self.final_observations[e : e + 1]]),
@@ -427,7 +423,6 @@ class Trajectories:
     def delayed(self) -> Trajectories:
         """All reward of an episode moved to its last step (the delayed-reward protocol)."""
         rewards = np.zeros(self.columns_steps, dtype=np.float32)
-        assert self.rtg is not None  # noqa: S101
         ends = self.episode_starts[1:] - 1
         rewards[ends] = np.asarray(self.rtg)[self.episode_starts[:-1]]
         return dataclasses.replace(
@@ -446,7 +441,6 @@ class Trajectories:
             return self
         idx = np.repeat(self.starts - self.step_offsets[:-1], self.lengths)
         idx += np.arange(self.num_steps)
-        assert self.rtg is not None  # noqa: S101
 
         def per_episode(v: np.ndarray | None) -> np.ndarray | None:
             return None if v is None else v[self.episode_ids]
@@ -486,7 +480,7 @@ class Trajectories:
         if self.selection is None:
             return content
         digest = hashlib.blake2b(content.encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(self.selection))
+        digest.update(np.ascontiguousarray(self.selection).tobytes())
         return digest.hexdigest()
 
     @property

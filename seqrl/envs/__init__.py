@@ -1,0 +1,65 @@
+"""Gymnasium environments of seqrl, registered by name without importing their code.
+
+Importing this package registers every environment below, so ``gymnasium.make("seqrl/TMaze-v0")``
+works after ``import seqrl.envs``; ``gymnasium.make("seqrl.envs:seqrl/TMaze-v0")`` needs no import.
+Only the registry rows are loaded here: an environment's module is imported when it is made.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["ENVIRONMENTS", "EnvironmentRow", "register_envs"]
+
+
+class EnvironmentRow(NamedTuple):
+    """One environment as data: enough to list it without importing it."""
+
+    id: str
+    entry_point: str
+    summary: str
+
+
+ENVIRONMENTS: tuple[EnvironmentRow, ...] = (
+    EnvironmentRow(
+        "seqrl/TMaze-v0",
+        "seqrl.envs.tmaze:TMazeEnv",
+        "T-Maze of RATE: remember the first observation for a whole corridor",
+    ),
+    EnvironmentRow(
+        "seqrl/TMazePassive-v0",
+        "seqrl.envs.tmaze_classic:TMazePassiveEnv",
+        "T-Maze of Ni et al.: the cue is given at the start",
+    ),
+    EnvironmentRow(
+        "seqrl/TMazeActive-v0",
+        "seqrl.envs.tmaze_classic:TMazeActiveEnv",
+        "T-Maze of Ni et al.: the cue must be fetched first",
+    ),
+)
+"""Every environment of this package, in the order in which it is listed."""
+
+
+def register_envs() -> None:
+    """Register the environments with Gymnasium; calling it again changes nothing.
+
+    Gymnasium's own names are imported here, from the sub-module that defines them, so that this
+    function may also run while Gymnasium itself is still being imported (its older releases call
+    plug-ins at that moment).
+
+    Example:
+        >>> import gymnasium
+        >>> register_envs()
+        >>> gymnasium.make("seqrl/TMaze-v0", limit=9).action_space
+        Discrete(4)
+    """
+    from gymnasium.envs.registration import register, registry
+
+    for row in ENVIRONMENTS:
+        if row.id not in registry:
+            # No `max_episode_steps`: these environments end their episodes themselves. No order
+            # wrapper: they also refuse a step outside an episode themselves.
+            register(id=row.id, entry_point=row.entry_point, order_enforce=False)
+
+
+register_envs()

@@ -1,0 +1,121 @@
+"""Causal self-attention over tokens, with a key/value cache for streaming.
+
+Shapes: B rows, L tokens, D width, H heads, C cache slots.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqrl.layers.dropout import Dropout, fast_dropout
+
+
+class KeyValues(NamedTuple):
+    """Cached keys and values, ``[B, H, C, D/H]`` each. ``extend`` writes into them in place."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which token i sees tokens 0..i.
+
+    Args:
+        width: D.
+        heads: H, a divisor of D.
+        dropout: on the output projection.
+        attn_dropout: on attention weights. The fused CPU kernel refuses it, so training with it
+            takes the written-out path; evaluation is always fused.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, attn_dropout: float = 0.0):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
+        self.attn_dropout = attn_dropout
+
+    def forward(self, x: Tensor, readers: Tensor | None = None) -> Tensor:
+        """Attend over a whole sequence.
+
+        Args:
+            x: ``[B, L, D]``.
+            readers: token positions whose output is wanted, ``[Q]`` for all rows or ``[B, Q]``;
+                None means all. Keys and values are still those of every token, so the result is
+                exactly the full one at these positions.
+
+        Returns:
+            ``[B, L, D]``, or ``[B, Q, D]`` with ``readers``.
+        """
+        if readers is None:
+            q, k, v = self._split(self.qkv(x), 3)
+            return self._finish(self._attend(q, k, v, None))
+        width = x.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = self._split(F.linear(take_tokens(x, readers), weight[:width], bias[:width]), 1)[0]
+        k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
+        steps = torch.arange(x.shape[1], device=x.device)
+        mask = steps <= readers.unsqueeze(-1)  # (Q, L) or (B, Q, L)
+        return self._finish(self._attend(q, k, v, mask if mask.dim() == 2 else mask.unsqueeze(1)))
+
+    def key_values(self, x: Tensor) -> KeyValues:
+        """Keys and values of all tokens, to fill a cache: ``[B, H, L, D/H]`` each."""
+        width = x.shape[-1]
+        return KeyValues(
+            *self._split(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+        )
+
+    def extend(self, x: Tensor, cache: KeyValues, slots: Tensor, mask: Tensor) -> Tensor:
+        """Append tokens to a cache and attend over it.
+
+        Args:
+            x: ``[B, M, D]`` new tokens.
+            cache: written at ``slots`` in place.
+            slots: ``[B, M]`` int64 cache slot of each new token.
+            mask: ``[B, Q, C]`` bool, slots that each of the last Q new tokens may see.
+
+        Returns:
+            ``[B, Q, D]``.
+        """
+        q, k, v = self._split(self.qkv(x), 3)  # (B, H, M, D/H)
+        index = slots[:, None, :, None].expand_as(k)
+        cache.keys.scatter_(2, index, k)
+        cache.values.scatter_(2, index, v)
+        q = q[:, :, -mask.shape[1] :]
+        return self._finish(self._attend(q, cache.keys, cache.values, mask.unsqueeze(1)))
+
+    def new_cache(self, rows: int, slots: int) -> KeyValues:
+        """An empty cache of ``slots`` tokens for ``rows`` rows."""
+        weight = self.qkv.weight
+        shape = (rows, self.heads, slots, weight.shape[1] // self.heads)
+        return KeyValues(weight.new_zeros(shape), weight.new_zeros(shape))
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        b, n, _ = x.shape
+        return x.view(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if not (self.training and self.attn_dropout > 0):
+            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+        if mask is None:
+            n = q.shape[-2]
+            mask = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        weights = scores.masked_fill_(~mask, float("-inf")).softmax(-1)
+        return fast_dropout(weights, self.attn_dropout) @ v
+
+    def _finish(self, y: Tensor) -> Tensor:
+        b, h, n, d = y.shape
+        return self.dropout(self.out(y.transpose(1, 2).reshape(b, n, h * d)))
+
+
+def take_tokens(x: Tensor, positions: Tensor) -> Tensor:
+    """Tokens of ``x [B, L, D]`` at ``positions``, ``[Q]`` for all rows or ``[B, Q]``."""
+    if positions.dim() == 1:
+        return x[:, positions]
+    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
