@@ -89,6 +89,12 @@ def _parts(space: spaces.Space[Any], values: Any) -> list[np.ndarray]:
 
 
 def _one_hot(index: np.ndarray, n: int) -> np.ndarray:
+    if len(index) and not 0 <= index.min() <= index.max() < n:
+        i = int(np.argmax((index < 0) | (index >= n)))
+        raise SeqrlError(
+            f"observation {i} holds choice {index[i]} of {n} (counted from 0)",
+            hint="check the observation space of the data",
+        )
     out = np.zeros((len(index), n), dtype=np.float32)
     out[np.arange(len(index)), index.astype(np.int64)] = 1.0
     return out
@@ -205,7 +211,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
             "start": space.start.tolist(),
         }
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "n": list(space.shape)}
+        return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.n)}
     if isinstance(space, spaces.Dict):
         return {"type": "Dict", "spaces": {k: space_to_json(s) for k, s in space.spaces.items()}}
     if isinstance(space, spaces.Tuple):

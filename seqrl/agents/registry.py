@@ -51,7 +51,7 @@ ROWS: tuple[AgentRow, ...] = (
         "Recurrent cloning (LSTM or GRU), return-conditioned",
         ("continuous", "discrete"),
         ("stream",),
-        0.27,
+        0.14,
     ),
 )
 

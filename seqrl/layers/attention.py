@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrl.layers.dropout import Dropout, fast_dropout
+from seqrl.layers.dropout import fast_dropout
 
 
 class KeyValues(NamedTuple):
@@ -27,17 +27,15 @@ class CausalSelfAttention(nn.Module):
     Args:
         width: D.
         heads: H, a divisor of D.
-        dropout: on the output projection.
         attn_dropout: on attention weights. The fused CPU kernel refuses it, so training with it
             takes the written-out path; evaluation is always fused.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, attn_dropout: float = 0.0):
+    def __init__(self, width: int, heads: int, attn_dropout: float = 0.0):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.dropout = Dropout(dropout)
         self.attn_dropout = attn_dropout
 
     def forward(self, x: Tensor, readers: Tensor | None = None) -> Tensor:
@@ -111,7 +109,7 @@ class CausalSelfAttention(nn.Module):
 
     def _finish(self, y: Tensor) -> Tensor:
         b, h, n, d = y.shape
-        return self.dropout(self.out(y.transpose(1, 2).reshape(b, n, h * d)))
+        return self.out(y.transpose(1, 2).reshape(b, n, h * d))
 
 
 def take_tokens(x: Tensor, positions: Tensor) -> Tensor:

@@ -17,13 +17,30 @@ def fast_dropout(x: Tensor, p: float) -> Tensor:
 
     Draws from torch's global generator, so it is deterministic under ``torch.manual_seed``.
     """
-    dropped = round(p * 65536)
-    if x.device.type != "cpu" or dropped >= 65536:
+    if x.device.type != "cpu" or round(p * 65536) >= 65536:
         return F.dropout(x, p)
+    keep, scale = _keep(x, p)
+    return x * keep.mul_(scale)
+
+
+def add_dropped(residual: Tensor, x: Tensor, p: float, training: bool) -> Tensor:
+    """``residual + dropout(x)``, on a CPU in one pass over the three."""
+    if not training or p == 0:
+        return residual + x
+    if x.device.type != "cpu" or x.dtype != residual.dtype or round(p * 65536) >= 65536:
+        return residual + fast_dropout(x, p)
+    keep, scale = _keep(x, p)
+    return torch.addcmul(residual, x, keep, value=scale)
+
+
+def _keep(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """A 0/1 mask of ``x``'s shape and type, and the scale of what is kept."""
+    dropped = round(p * 65536)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = (bits >= dropped - 32768).to(x.dtype)
-    return x * keep.mul_(65536 / (65536 - dropped))
+    keep = torch.empty(x.shape, dtype=x.dtype)
+    torch.ge(bits, dropped - 32768, out=keep)
+    return keep, 65536 / (65536 - dropped)
 
 
 class Dropout(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqrl.layers.attention import CausalSelfAttention, KeyValues, take_tokens
-from seqrl.layers.dropout import Dropout
+from seqrl.layers.dropout import add_dropped
 
 Activation = Literal["relu", "gelu"]
 
@@ -27,18 +27,19 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = CausalSelfAttention(width, heads, dropout, attn_dropout)
+        self.attention = CausalSelfAttention(width, heads, attn_dropout)
         self.norm2 = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
-        self.activation = F.relu if activation == "relu" else F.gelu
-        self.dropout = Dropout(dropout)
+        # In place: the layer before needs its input for the backward pass, not its output.
+        self.activation = F.relu_ if activation == "relu" else F.gelu
+        self.dropout = dropout
 
     def forward(self, x: Tensor, readers: Tensor | None = None) -> Tensor:
         """``[B, L, D]`` to ``[B, L, D]``, or to the tokens ``readers`` alone."""
         y = self.attention(self.norm1(x), readers)
-        x = (x if readers is None else take_tokens(x, readers)) + y
-        return self._mlp(x)
+        x = x if readers is None else take_tokens(x, readers)
+        return self._mlp(add_dropped(x, y, self.dropout, self.training))
 
     def extend(self, x: Tensor, cache: KeyValues, slots: Tensor, mask: Tensor) -> Tensor:
         """New tokens ``[B, M, D]`` through the block; output of the last Q = ``mask.shape[1]``."""
@@ -46,7 +47,8 @@ class Block(nn.Module):
         return self._mlp(x[:, -mask.shape[1] :] + y)
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.down(self.activation(self.up(self.norm2(x)))))
+        y = self.down(self.activation(self.up(self.norm2(x))))
+        return add_dropped(x, y, self.dropout, self.training)
 
 
 class Transformer(nn.Module):
