@@ -107,7 +107,7 @@ def hugging_face(data: Trajectories) -> Callable[[], None]:
             resid_pdrop=0.1,
             attn_pdrop=0.1,
             embd_pdrop=0.1,
-        )  # fmt: skip
+        )
     ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
     sampler = Sampler([data], PUBLISHED.window(), B, seed=0)

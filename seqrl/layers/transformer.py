@@ -47,8 +47,10 @@ class Block(nn.Module):
         return self._mlp(x[:, -mask.shape[1] :] + y)
 
     def _mlp(self, x: Tensor) -> Tensor:
-        y = self.down(self.activation(self.up(self.norm2(x))))
-        return add_dropped(x, y, self.dropout, self.training)
+        # Flat rows: on a matrix the linear layer's output is no view, so the activation may truly
+        # work in place.
+        y = self.down(self.activation(self.up(self.norm2(x).flatten(0, 1))))
+        return add_dropped(x, y.view_as(x), self.dropout, self.training)
 
 
 class Transformer(nn.Module):

@@ -356,7 +356,7 @@ torch.save(stream(agent, steps_of(whole_episodes(agent, data)))[0], {out!r})
 
 def check_save_load(cls: type[Agent], kind: str) -> None:
     """A saved agent, loaded in a new process, predicts bit for bit the same."""
-    from seqrl.checkpoint import save_policy
+    from seqrl.checkpoint import PolicyMeta, save_checkpoint
 
     data = tiny_data(kind)
     agent = build(cls, data)
@@ -365,8 +365,8 @@ def check_save_load(cls: type[Agent], kind: str) -> None:
     agent.eval()
     here, _ = stream(agent, steps_of(whole_episodes(agent, data)))
     with tempfile.TemporaryDirectory() as tmp:
-        folder, out = Path(tmp) / "policy", Path(tmp) / "out.pt"
-        save_policy(folder, agent)
+        out = Path(tmp) / "out.pt"
+        folder = save_checkpoint(Path(tmp), agent, PolicyMeta.of(agent, step=2))
         code = _CHILD.format(
             path=sys.path, module=cls.__module__, folder=str(folder), kind=kind, out=str(out)
         )
