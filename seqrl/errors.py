@@ -28,6 +28,14 @@ class CheckFailed(SeqrlError):
     """A check ran and did not hold (``seqrl doctor``): exit code 3 rather than 2."""
 
 
+class RunFailed(SeqrlError):
+    """A run broke down while it was training (NaN loss, diverged weights): exit code 1."""
+
+
+class RunInterrupted(SeqrlError):
+    """A run stopped on Ctrl-C or SIGTERM, its checkpoint saved: exit code 130."""
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """The known names closest to a misspelt one, best first.
 

@@ -187,8 +187,11 @@ def space_from_arrays(observations: np.ndarray, actions: np.ndarray) -> tuple[An
         return obs_space, spaces.Discrete(int(actions.max(initial=0)) + 1)
     if np.issubdtype(actions.dtype, np.integer):
         return obs_space, spaces.MultiDiscrete(actions.max(axis=0) + 1)
-    low = np.minimum(actions.min(axis=0, initial=-1.0), -1.0).astype(np.float32)
-    high = np.maximum(actions.max(axis=0, initial=1.0), 1.0).astype(np.float32)
+    columns = actions.reshape(len(actions), -1)
+    low = np.minimum(columns.min(axis=0, initial=-1.0), -1.0).astype(np.float32)
+    high = np.maximum(columns.max(axis=0, initial=1.0), 1.0).astype(np.float32)
+    # No Box has NaN bounds; the validation reports the values themselves.
+    low[~np.isfinite(low)], high[~np.isfinite(high)] = -1.0, 1.0
     return obs_space, spaces.Box(low, high, dtype=np.float32)
 
 

@@ -14,11 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent / "seqrl"
 FLOORS = {
     7: ("cli", "api", "__main__"),
     6: ("experiment", "collect", "doctor"),
-    5: ("trainer", "optim", "loggers", "distributed"),
-    4: ("rollout", "evaluate", "policy", "checkpoint", "runfolder", "video"),
+    5: ("trainer", "learner", "training", "optim", "loggers", "progress", "distributed"),
+    4: (
+        "rollout", "evaluate", "evaluation", "eval_report", "acting", "targets", "policy",
+        "checkpoint", "runfolder", "video", "devices",
+    ),  # fmt: skip
     3: ("agents", "references"),
     2: ("layers", "datasets"),
-    1: ("envs", "spec", "spaces", "draws", "scores", "errors", "presets", "units", "acting"),
+    1: ("envs", "spec", "spaces", "draws", "scores", "errors", "presets", "units"),
 }
 FREE = ("testing",)
 """The battery tests everything, so it may import everything; nothing else may import it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,13 @@ from typing import Any
 import numpy as np
 
 from seqrl import spaces as sp
+from seqrl.datasets.construction import (
+    end_flags,
+    final_rows,
+    flat_arrays,
+    hash_arrays,
+    joined_fields,
+)
 from seqrl.datasets.statistics import compute_stats
 from seqrl.datasets.validate import check_columns
 from seqrl.errors import SeqrlError
@@ -44,7 +50,8 @@ def returns_to_go(rewards: np.ndarray, episode_starts: np.ndarray) -> np.ndarray
     total = np.zeros(len(rewards) + 1)
     np.cumsum(rewards, dtype=np.float64, out=total[1:])
     ends = np.repeat(total[episode_starts[1:]], np.diff(episode_starts))
-    return (ends - total[:-1]).astype(np.float32)
+    ends -= total[:-1]
+    return ends.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -147,11 +154,9 @@ class Trajectories:
 
         Args:
             observations: ``[N, ...]`` of the observation space (a mapping for Dict spaces).
-            actions: ``[N, A]`` or ``[N]``.
-            rewards: ``[N]`` or ``[N, 1]``.
+            actions: ``[N, A]`` or ``[N]``; rewards: ``[N]`` or ``[N, 1]``.
             terminations: ``[N]``: the environment ended the episode.
-            truncations: ``[N]``: a limit ended it. The last step of the arrays counts as
-                truncated when no flag says otherwise.
+            truncations: ``[N]``: a limit ended it (as does the end of the arrays).
             final_observations: ``[E, ...]``; the last observation is repeated when missing.
             observation_space: Gymnasium space; guessed from the arrays when missing.
             action_space: as above.
@@ -159,47 +164,21 @@ class Trajectories:
         Raises:
             SeqrlError: mismatched lengths, NaN, actions outside their space, no steps.
 
-        >>> import numpy as np
         >>> data = Trajectories.from_arrays(
-        ...     observations=np.zeros((5, 2), np.float32), actions=np.zeros((5, 1), np.float32),
-        ...     rewards=np.arange(1, 6), terminations=[0, 0, 0, 0, 1])
+        ...     observations=np.zeros((5, 2)), actions=np.zeros((5, 1)),
+        ...     rewards=[1, 2, 3, 4, 5], terminations=[0, 0, 0, 0, 1])
         >>> data.rtg.tolist()
         [15.0, 14.0, 12.0, 9.0, 5.0]
         """
         rewards = np.asarray(rewards, dtype=np.float32).reshape(-1)
-        n = len(rewards)
-        if n == 0:
-            raise SeqrlError(f"{source} holds no steps", hint="check the file or the arrays given")
-        term = np.asarray(terminations).reshape(-1).astype(bool)
-        trunc = (
-            np.zeros(n, dtype=bool)
-            if truncations is None
-            else np.asarray(truncations).reshape(-1).astype(bool)
-        )
-        if len(term) != n or len(trunc) != n:
-            raise SeqrlError(
-                f"{source}: {n} rewards but {len(term)} terminations, {len(trunc)} truncations",
-                hint="all per-step arrays need one entry a step",
-            )
-        trunc = trunc & ~term
-        if not (term[-1] or trunc[-1]):
-            trunc = trunc.copy()
-            trunc[-1] = True
+        term, trunc = end_flags(len(rewards), terminations, truncations, source)
         starts = np.concatenate([[0], np.flatnonzero(term | trunc) + 1])
         if observation_space is None or action_space is None:
             guessed = sp.space_from_arrays(np.asarray(observations), np.asarray(actions))
             observation_space = observation_space or guessed[0]
             action_space = action_space or guessed[1]
         obs = sp.flatten_observations(observation_space, observations)
-        known = None
-        if final_observations is None:
-            if len(obs) == n:  # other lengths are reported by the validation
-                final = np.array(obs[starts[1:] - 1])
-                known = np.zeros(len(final), dtype=bool)
-            else:
-                final = obs[:0]
-        else:
-            final = sp.flatten_observations(observation_space, final_observations)
+        final, known = final_rows(obs, starts, observation_space, final_observations)
         task = TaskSpec(
             name=name,
             observation=sp.observation_spec(observation_space),
@@ -234,67 +213,17 @@ class Trajectories:
                 episode counts as truncated otherwise).
             options: as for :meth:`from_arrays` (spaces, name, env_id, ...).
         """
-        obs, final, actions, rewards, term, trunc = [], [], [], [], [], []
-        for i, ep in enumerate(episodes):
-            o, r = np.asarray(ep["observations"]), np.asarray(ep["rewards"]).reshape(-1)
-            t = len(r)
-            if t == 0 or len(o) not in (t, t + 1) or len(ep["actions"]) != t:
-                raise SeqrlError(
-                    f"episode {i}: {len(o)} observations, {len(ep['actions'])} actions, "
-                    f"{t} rewards",
-                    hint="an episode of T steps has T actions, T rewards, T or T+1 observations",
-                )
-            obs.append(o[:t])
-            final.append(o[-1])
-            actions.append(np.asarray(ep["actions"]))
-            rewards.append(r)
-            ended = bool(ep.get("terminated", False))
-            term.append(np.arange(1, t + 1) == (t if ended else 0))
-            trunc.append(np.arange(1, t + 1) == (0 if ended else t))
-        if not obs:
-            raise SeqrlError("no episodes given", hint="pass at least one episode")
-        return cls.from_arrays(
-            np.concatenate(obs),
-            np.concatenate(actions),
-            np.concatenate(rewards),
-            np.concatenate(term),
-            np.concatenate(trunc),
-            final_observations=np.stack(final),
-            **options,
-        )
+        return cls.from_arrays(**flat_arrays(episodes), **options)
 
     @classmethod
     def join(cls, parts: Sequence[Trajectories]) -> Trajectories:
         """Several sets with equal spaces as one (selections are applied, columns copied)."""
         if len(parts) == 1:
             return parts[0]
-        first, parts = parts[0], [p.compact() for p in parts]
         for p in parts[1:]:
-            if difference := spec_difference(first.task, p.task):
-                raise SeqrlError(f"{first.source} and {p.source} cannot be joined: {difference}")
-        offsets = np.cumsum([0] + [p.columns_steps for p in parts])
-        starts = [p.episode_starts[:-1] + o for p, o in zip(parts, offsets, strict=False)]
-        extras = set.intersection(*(set(p.extras) for p in parts))
-
-        def cat(get: Any) -> Any:
-            values = [get(p) for p in parts]
-            return None if any(v is None for v in values) else np.concatenate(values)
-
-        return dataclasses.replace(
-            first,
-            **{k: cat(lambda p, k=k: getattr(p, k)) for k in STEP_COLUMNS},
-            final_observations=cat(lambda p: p.final_observations),
-            episode_starts=np.concatenate([*starts, offsets[-1:]]),
-            extras={k: cat(lambda p, k=k: p.extras[k]) for k in sorted(extras)},
-            episode_task=cat(lambda p: p.episode_task),
-            episode_order=cat(lambda p: p.episode_order),
-            episode_seeds=cat(lambda p: p.episode_seeds),
-            final_known=np.concatenate([p._final_known() for p in parts]),
-            rtg=cat(lambda p: p.rtg),
-            selection=None,
-            stats_selection=None,
-            source=" + ".join(p.source for p in parts),
-        )
+            if difference := spec_difference(parts[0].task, p.task):
+                raise SeqrlError(f"{parts[0].source} and {p.source} cannot be joined: {difference}")
+        return dataclasses.replace(parts[0], **joined_fields(parts))
 
     # --- size and episodes in use -------------------------------------------------------------
 
@@ -335,11 +264,6 @@ class Trajectories:
 
     def _take(self, per_episode: np.ndarray) -> np.ndarray:
         return per_episode if self.selection is None else per_episode[self.selection]
-
-    def _final_known(self) -> np.ndarray:
-        if self.final_known is None:
-            return np.ones(len(self.episode_starts) - 1, dtype=bool)
-        return self.final_known
 
     def __len__(self) -> int:
         """Number of episodes in use."""
@@ -426,13 +350,20 @@ class Trajectories:
         ends = self.episode_starts[1:] - 1
         rewards[ends] = np.asarray(self.rtg)[self.episode_starts[:-1]]
         return dataclasses.replace(
-            self, rewards=rewards, rtg=None, notes={**self.notes, "delayed": True}
+            self,
+            rewards=rewards,
+            rtg=None,
+            notes={**self._notes_of_new_columns(), "delayed": True},
         )
 
     def scale_rewards(self, scale: float = 1.0, shift: float = 0.0) -> Trajectories:
         """Rewards replaced by ``reward * scale + shift`` (returns-to-go follow)."""
         rewards = np.asarray(self.rewards) * np.float32(scale) + np.float32(shift)
-        notes = {**self.notes, "reward_scale": scale, "reward_shift": shift}
+        notes = {
+            **self._notes_of_new_columns(),
+            "reward_scale": scale,
+            "reward_shift": shift,
+        }
         return dataclasses.replace(self, rewards=rewards, rtg=None, notes=notes)
 
     def compact(self) -> Trajectories:
@@ -458,7 +389,12 @@ class Trajectories:
             final_known=per_episode(self.final_known),
             selection=None,
             stats_selection=None,
+            notes=self._notes_of_new_columns(),
         )
+
+    def _notes_of_new_columns(self) -> dict[str, Any]:
+        """The notes for a set with other columns: without the fingerprint of the present ones."""
+        return {k: v for k, v in self.notes.items() if k != "fingerprint_of_columns"}
 
     # --- description --------------------------------------------------------------------------
 
@@ -473,15 +409,11 @@ class Trajectories:
         if known := self.notes.get("fingerprint_of_columns"):
             content = str(known)
         else:
-            digest = hashlib.blake2b(digest_size=16)
-            for name in (*STEP_COLUMNS, "final_observations", "episode_starts"):
-                _hash_array(digest, name, getattr(self, name))
-            content = digest.hexdigest()
+            names = (*STEP_COLUMNS, "final_observations", "episode_starts")
+            content = hash_arrays({k: getattr(self, k) for k in names})
         if self.selection is None:
             return content
-        digest = hashlib.blake2b(content.encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(self.selection).tobytes())
-        return digest.hexdigest()
+        return hash_arrays({"selection": self.selection}, content)
 
     @property
     def nbytes(self) -> int:
@@ -519,15 +451,6 @@ class Trajectories:
         from seqrl.datasets.minari_store import write_minari
 
         return write_minari(self, dataset_id, **metadata)
-
-
-def _hash_array(digest: Any, name: str, array: np.ndarray) -> None:
-    """Hash name, type, shape and bytes; very large columns by an even sample of their rows."""
-    limit = 256 * 2**20
-    digest.update(f"{name}{array.dtype}{array.shape}".encode())
-    if array.nbytes > limit:
-        array = array[:: -(-array.nbytes // limit)]
-    digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
 
 
 def spec_difference(a: TaskSpec, b: TaskSpec) -> str | None:

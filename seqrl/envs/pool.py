@@ -7,6 +7,7 @@ leave a pool in stored form (float32 vectors or uint8 images) and actions enter 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -21,6 +22,7 @@ from gymnasium import spaces
 from seqrl import spaces as sp
 from seqrl.envs.making import horizon, make_env
 from seqrl.errors import SeqrlError
+from seqrl.spec import TaskSpec
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 Vector = Literal["auto", "sync", "async"]
@@ -179,7 +181,14 @@ class LocalPool(EnvPool):
         return sp.flatten_actions(self.action_space, actions)
 
     def render(self, slot: int) -> np.ndarray:
-        frame = self.envs[slot].render()
+        try:
+            frame = self.envs[slot].render()
+        except Exception as e:
+            raise SeqrlError(
+                f"the environment cannot be rendered: {type(e).__name__}: {e}",
+                hint="it must support render_mode='rgb_array'; MuJoCo without a display needs "
+                "MUJOCO_GL=egl set before Python starts",
+            ) from e
         if not isinstance(frame, np.ndarray):
             raise SeqrlError(
                 f"rendering returned {type(frame).__name__}, no picture",
@@ -241,7 +250,7 @@ class AsyncPool(EnvPool):
 
     def step(self, slots: Sequence[int], actions: np.ndarray) -> PoolStep:
         rows = list(slots)
-        sent = np.zeros(self._vector.action_space.shape)  # type: ignore[arg-type]
+        sent = np.zeros((self.num_envs, 1 + sp.action_spec(self.action_space).size))
         sent[rows, 0] = 1
         sent[rows, 1:] = actions.reshape(len(rows), -1)
         try:
@@ -355,20 +364,51 @@ def env_factory(
 
 
 def step_seconds(env: gymnasium.Env[Any, Any], steps: int = 20) -> float:
-    """Median seconds of one step under a constant action. Leaves the environment mid-episode."""
+    """Median seconds of one step under a constant action. Leaves the environment mid-episode.
+
+    An environment that fails here counts as fast: the run itself will say what is wrong with it.
+    """
     spec = sp.action_spec(env.action_space)
     kind = np.float32 if spec.kind == "continuous" else np.int64
     stored = sp.execute_actions(env.action_space, np.zeros((1, *spec.shape), kind))
     action = next(iter(action_reader(env.action_space)(stored)))
-    env.reset(seed=0)
-    costs = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        ended = env.step(action)[2:4]
-        costs.append(time.perf_counter() - start)
-        if any(ended):
-            env.reset(seed=0)
+    costs = [0.0]
+    with contextlib.suppress(Exception):
+        env.reset(seed=0, options=episode_options(env, 0))
+        for _ in range(steps):
+            start = time.perf_counter()
+            ended = env.step(action)[2:4]
+            costs.append(time.perf_counter() - start)
+            if any(ended):
+                env.reset(seed=0, options=episode_options(env, 0))
     return float(np.median(costs))
+
+
+def step_limit(pool: EnvPool, max_steps: int | None = None, task: TaskSpec | None = None) -> int:
+    """After how many steps an episode is cut: ``max_steps``, else the environment's or data's.
+
+    Raises:
+        SeqrlError: none of them says, so an episode might never end.
+    """
+    limit = max_steps or pool.max_episode_steps or (task.max_episode_steps if task else None)
+    if limit is None:
+        name = (task.env_id or task.name) if task else "the environment"
+        raise SeqrlError(
+            f"{name} has no step limit: an episode may never end", hint="add --max-steps 1000"
+        )
+    return limit
+
+
+def task_of(pool: EnvPool, env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> TaskSpec:
+    """The task that the environments of a pool pose."""
+    return TaskSpec(
+        name=env_id,
+        observation=sp.observation_spec(pool.observation_space),
+        action=sp.action_spec(pool.action_space),
+        env_id=env_id,
+        env_kwargs=dict(env_kwargs or {}),
+        max_episode_steps=pool.max_episode_steps,
+    )
 
 
 # --- one environment --------------------------------------------------------------------------

@@ -1,0 +1,124 @@
+"""``seqrl eval``: measure a trained policy and keep the record in its run folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seqrl import api
+from seqrl.cli import output, reporting
+from seqrl.cli.flags import Flag, FlagSet, Parsed, Positional
+from seqrl.cli.settings import eval_flags, output_flags
+from seqrl.errors import SeqrlError
+
+if TYPE_CHECKING:
+    from seqrl.eval_report import EvalReport
+
+_RUN = Positional("RUN", "run folder, checkpoint, or anything inside a run")
+
+
+def policy_flags() -> list[Flag]:
+    """Which policy, in which environment, on which device."""
+    return [
+        Flag("checkpoint", str, "last, best, a step or a path.", "last", group="policy"),
+        Flag("device", str, "Where to compute: auto, cpu or cuda.", "auto", group="policy"),
+        Flag("task", int, "Which of the policy's tasks.", 0, group="policy"),
+        Flag("trust", bool, "Import agent code that the checkpoint names.", group="policy"),
+        Flag("env", str, "Another environment.", metavar="ID", group="policy"),
+        Flag("env-kwargs", dict, "Its arguments.", metavar="K=V …", group="policy"),
+    ]
+
+
+def _flags() -> FlagSet:
+    out = Flag("out", str, "Also write the record to this file.", metavar="FILE", group="output")
+    return FlagSet(
+        "eval", [*eval_flags(group="evaluation"), *policy_flags(), out, *output_flags()], [_RUN]
+    )
+
+
+def help_for(argv: Sequence[str]) -> str:
+    """The text of ``seqrl eval --help``."""
+    return output.help_text(
+        _flags(),
+        "Evaluate a trained policy: each target return over the same seeded episodes. What is not "
+        "given is as in the run's own final evaluation, and then so are the numbers. The record, "
+        "every episode in it, goes to eval/cli_0001.json of the run.",
+        examples=[
+            "seqrl eval runs/DATA/AGENT/RUN",
+            "seqrl eval runs/DATA/AGENT/RUN --targets p50,max,n100 --episodes 100 --num-envs 8",
+            "seqrl eval runs/DATA/AGENT/RUN --checkpoint best --json",
+            "seqrl eval runs/DATA/AGENT/RUN --env-kwargs limit=90 --video videos",
+        ],
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate and print."""
+    parsed = _flags().parse(argv)
+    path = parsed.get("run")
+    stored = api.stored_eval_settings(path)
+    from seqrl.evaluate import format_report
+
+    options = {**stored, **evaluation_of(parsed)}
+    report = api.evaluate(
+        load(parsed),
+        env=parsed.get("env"),
+        env_kwargs=parsed.get("env_kwargs"),
+        task=parsed.get("task", 0),
+        progress=reporting.episode_bar(bool(parsed.get("quiet"))),
+        **options,
+    )
+    written = write(path, report)
+    if parsed.get("out"):
+        from seqrl.runfolder import json_text
+
+        Path(parsed.get("out")).write_text(json_text(report.to_json()), encoding="utf-8")
+    if parsed.get("json"):
+        output.print_json(report.to_json())
+    else:
+        output.out(format_report(report))
+        if options.get("video") is not None:
+            output.out(f"videos in {reporting.shown(options['video'])}")
+        if written is not None:
+            output.out(f"written {written}")
+    return 0
+
+
+def evaluation_of(parsed: Parsed) -> dict[str, Any]:
+    """The evaluation settings that a command line states."""
+    return {k.removeprefix("eval."): v for k, v in parsed.values.items() if k.startswith("eval.")}
+
+
+def load(parsed: Parsed) -> Any:
+    """The policy that a command line names."""
+    from seqrl.devices import resolve_device
+    from seqrl.policy import load_policy
+
+    return load_policy(
+        parsed.get("run"),
+        parsed.get("checkpoint", "last"),
+        resolve_device(parsed.get("device", "auto")),
+        bool(parsed.get("trust")),
+        task=parsed.get("task", 0),
+    )
+
+
+def write(path: str, report: EvalReport) -> str | None:
+    """Keep the record as the next ``eval/cli_0001.json`` of the run; None outside a run."""
+    from seqrl.runfolder import open_run
+
+    try:
+        folder = open_run(path)
+    except SeqrlError:
+        return None
+    taken = [
+        int(m[1]) for p in folder.eval.glob("cli_*.json") if (m := re.match(r"cli_(\d+)", p.stem))
+    ]
+    try:
+        file = folder.write_eval(f"cli_{max(taken, default=0) + 1:04d}", report.to_json())
+    except OSError as e:
+        output.log(f"warning: the record is not kept in {folder.eval}: {e.strerror or e}")
+        return None
+    return str(file.relative_to(folder.dir))
