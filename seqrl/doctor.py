@@ -61,7 +61,7 @@ def check_run(path: str | Path, checkpoint: str = "last", *, trust: bool = False
         folder = open_run(path)
     except SeqrlError:
         checks.append(Check("warn", "a checkpoint without its run folder: config not checked"))
-    config = None if folder is None else _check_config(folder, checks)
+    config = None if folder is None else _check_config(folder, checks, trust)
     place = _guarded(checks, "checkpoint", lambda: find_checkpoint(path, checkpoint))
     if place is None:
         return checks
@@ -81,12 +81,16 @@ def check_run(path: str | Path, checkpoint: str = "last", *, trust: bool = False
     return checks
 
 
-def _check_config(folder: RunFolder, checks: list[Check]) -> Any:
+def _check_config(folder: RunFolder, checks: list[Check], trust: bool) -> Any:
     from seqrl.experiment import ExperimentConfig
     from seqrl.runfolder import CONFIG_SCHEMA
 
-    def look() -> ExperimentConfig:
+    def look() -> ExperimentConfig | None:
         settings, notes = folder.config()
+        if ":" in str(settings.get("agent")) and not trust:
+            text = f"config names agent code outside seqrl: {settings['agent']}"
+            checks.append(Check("warn", text, "--trust imports it"))
+            return None
         config = ExperimentConfig.from_json(settings)
         checks.append(Check("ok", f"config loads (schema {CONFIG_SCHEMA})"))
         checks.extend(Check("warn", note) for note in notes)
@@ -272,7 +276,8 @@ def _check_task_env(task: TaskSpec, checks: list[Check]) -> None:
     name = task.env_id
 
     def look() -> None:
-        with make_pool(env_factory(name, task.env_kwargs), 1, "sync") as pool:
+        factory = env_factory(name, task.env_kwargs, keys=task.observation.keys)
+        with make_pool(factory, 1, "sync") as pool:
             own = task_of(pool, name, task.env_kwargs)
 
         def shape(a: ActionSpec) -> tuple[Any, ...]:

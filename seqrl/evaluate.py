@@ -204,7 +204,7 @@ def _run(
 
         check_writer("mp4")  # before hours of work, not after
     num_envs = min(config.num_envs or 16, config.episodes * len(job.targets))
-    factory = env_factory(spec.env_id or "", spec.env_kwargs)
+    factory = env_factory(spec.env_id or "", spec.env_kwargs, keys=spec.observation.keys)
     timing = Timing()
     with make_pool(factory, num_envs, config.vector) as pool, _acting(agent, config):
         limit = step_limit(pool, config.max_steps, spec)
@@ -343,7 +343,7 @@ def _film(job: _Job, plans: list[EpisodePlan], limit: int) -> None:
         name = "episodes" if target.label == "-" else f"target_{target.label.replace('*', 'x')}"
         film(
             job.agent,
-            env_factory(spec.env_id or "", spec.env_kwargs, "rgb_array"),
+            env_factory(spec.env_id or "", spec.env_kwargs, "rgb_array", spec.observation.keys),
             plans[first : first + min(config.video_episodes, config.episodes)],
             Path(config.video or ".") / f"{name}.mp4",
             row_block=config.row_block,

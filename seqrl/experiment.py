@@ -196,7 +196,9 @@ def _check_environments(prepared: Prepared) -> None:
 
     for i, task in enumerate(prepared.agent.tasks):
         try:
-            with make_pool(env_factory(task.env_id or "", task.env_kwargs), 1, "sync") as pool:
+            keys = task.observation.keys
+            factory = env_factory(task.env_id or "", task.env_kwargs, keys=keys)
+            with make_pool(factory, 1, "sync") as pool:
                 check_spaces(prepared.agent, pool, i)
                 step_limit(pool, prepared.config.eval.max_steps, task)
         except SeqrlError as e:

@@ -350,7 +350,8 @@ class Policy:
         if self._spaces is None and not self._looked_for_spaces and self.task.env_id is not None:
             with contextlib.suppress(SeqrlError), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                env = make_env(self.task.env_id, self.task.env_kwargs)
+                keys = self.task.observation.keys
+                env = make_env(self.task.env_id, self.task.env_kwargs, keys=keys)
                 self.use_spaces(env.observation_space, env.action_space)
                 env.close()
         self._looked_for_spaces = True

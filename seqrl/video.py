@@ -64,7 +64,9 @@ def record_video(
     if hasattr(policy, "agent"):
         agent = policy.agent
         rtg = policy.default_target if target is None else target
-    factory = env_factory(env_id, env_kwargs, "rgb_array")
+    tasks = getattr(agent, "tasks", None)
+    keys = tasks[0].observation.keys if tasks else ()
+    factory = env_factory(env_id, env_kwargs, "rgb_array", keys)
     with LocalPool(factory, 1) as pool:
         limit = step_limit(pool, max_steps, task_of(pool, env_id, env_kwargs))
         plans = plan_episodes(pool, episodes, [float(rtg or 0.0)], seed=seed, stream=FINAL)

@@ -16,9 +16,9 @@ FLOORS = {
     6: ("experiment", "collect", "doctor"),
     5: ("trainer", "learner", "training", "optim", "loggers", "progress", "distributed"),
     4: (
-        "rollout", "evaluate", "evaluation", "eval_report", "acting", "targets", "policy",
-        "checkpoint", "runfolder", "video", "devices",
-    ),  # fmt: skip
+        *("rollout", "evaluation", "eval_report", "acting", "targets", "policy", "video"),
+        *("checkpoint", "runfolder", "devices"),
+    ),
     3: ("agents", "references"),
     2: ("layers", "datasets"),
     1: ("envs", "spec", "spaces", "draws", "scores", "errors", "presets", "units"),

@@ -19,6 +19,7 @@ import gymnasium
 from gymnasium import error
 
 from seqrl.errors import SeqrlError, did_you_mean, nearest
+from seqrl.spaces import is_image
 
 Env = gymnasium.Env[Any, Any]
 
@@ -51,7 +52,10 @@ _EXTRAS = {"mujoco": '"seqrl[mujoco]"', "box2d": '"seqrl[box2d]"', "pygame": '"s
 
 
 def make_env(
-    env_id: str, kwargs: Mapping[str, Any] | None = None, render_mode: str | None = None
+    env_id: str,
+    kwargs: Mapping[str, Any] | None = None,
+    render_mode: str | None = None,
+    keys: tuple[str, ...] = (),
 ) -> Env:
     """A Gymnasium environment by id, without Gymnasium's per-step checker.
 
@@ -59,6 +63,8 @@ def make_env(
         env_id: ``Name-v0``, ``namespace/Name-v0`` or ``module:Name-v0``.
         kwargs: keyword arguments of the environment.
         render_mode: ``rgb_array`` for pictures; MuJoCo then renders without a display.
+        keys: entries of a Dict observation to keep, as a policy trained on them reads; empty for
+            all. Other observations stay as they are.
 
     Raises:
         SeqrlError: unknown or retired id, package not installed, argument it does not take.
@@ -72,10 +78,10 @@ def make_env(
         given["render_mode"] = render_mode
     try:
         try:
-            return _make(env_id, given)
+            return SelectEntries.of(_make(env_id, given), keys)
         except error.UnregisteredEnv:
             if _import_package_of(env_id):
-                return _make(env_id, given)
+                return SelectEntries.of(_make(env_id, given), keys)
             raise
     except SeqrlError:
         raise
@@ -86,6 +92,34 @@ def make_env(
 def _make(env_id: str, given: dict[str, Any]) -> Env:
     # Gymnasium's passive checker costs more than many environments; `seqrl doctor` checks instead.
     return gymnasium.make(env_id, disable_env_checker=True, **given)
+
+
+class SelectEntries(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Keeps some entries of a Dict observation; an image that is left alone comes bare."""
+
+    def __init__(self, env: Env, keys: tuple[str, ...]):
+        super().__init__(env)
+        parts = {k: env.observation_space[k] for k in keys}  # type: ignore[index]
+        self.keys = keys
+        self.alone = len(keys) == 1 and is_image(parts[keys[0]])
+        self.observation_space = parts[keys[0]] if self.alone else gymnasium.spaces.Dict(parts)
+
+    @classmethod
+    def of(cls, env: Env, keys: tuple[str, ...]) -> Env:
+        """``env``, wrapped where ``keys`` are some of its observation's entries but not all."""
+        space = env.observation_space
+        if isinstance(space, gymnasium.spaces.Dict) and keys:
+            own = set(space.spaces)
+            # A single image entry is selected even where it is the only one: data hold it bare.
+            if set(keys) <= own and (set(keys) != own or is_image(space[keys[0]])):
+                return cls(env, keys)
+        return env
+
+    def observation(self, observation: Any) -> Any:
+        """The entries kept."""
+        if self.alone:
+            return observation[self.keys[0]]
+        return {k: observation[k] for k in self.keys}
 
 
 def use_offscreen_gl() -> None:

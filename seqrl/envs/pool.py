@@ -357,10 +357,13 @@ def make_pool(factory: EnvFactory, num_envs: int, vector: Vector = "auto") -> En
 
 
 def env_factory(
-    env_id: str, env_kwargs: Mapping[str, Any] | None = None, render_mode: str | None = None
+    env_id: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    render_mode: str | None = None,
+    keys: tuple[str, ...] = (),
 ) -> EnvFactory:
-    """A picklable factory of one kind of environment."""
-    return functools.partial(make_env, env_id, dict(env_kwargs or {}), render_mode)
+    """A picklable factory of one kind of environment (arguments as for ``make_env``)."""
+    return functools.partial(make_env, env_id, dict(env_kwargs or {}), render_mode, keys)
 
 
 def step_seconds(env: gymnasium.Env[Any, Any], steps: int = 20) -> float:

@@ -126,7 +126,7 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
         [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
     data_options: ClassVar[tuple[str, ...]] = ("corridors", "segments", "mixture", "wrong_turns")
     """Arguments of :meth:`oracle_columns` that describe the data and not the environment."""
 

@@ -98,7 +98,7 @@ class ClassicTMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
         SeqrlError: a setting out of its range.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
     data_options: ClassVar[tuple[str, ...]] = ()
     """Arguments of :meth:`oracle_columns` that describe the data and not the environment: none."""
     oracle_distance: ClassVar[int] = 0
