@@ -279,7 +279,7 @@ def vectorisation(rounds: int) -> list[list[str]]:
 
 def returns(agent: DecisionTransformer, episodes: int) -> list[list[str]]:
     """Mean return of both rules over the same episodes of the real task."""
-    from seqrl.evaluate import EvalConfig, evaluate
+    from seqrl.evaluation import EvalConfig, evaluate
 
     out = []
     for rule in ("recompute", "stream"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +26,6 @@ if TYPE_CHECKING:
     from seqrl.experiment import Run
     from seqrl.spec import DataStats, TaskSpec
 
-
-class _Package(types.ModuleType):
-    """Keeps ``seqrl.evaluate`` the function: importing the module of that name would replace it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name == "evaluate" and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules["seqrl"].__class__ = _Package
-sys.modules["seqrl"].__dict__.pop("evaluate", None)  # found again by the package's __getattr__
 
 _FLAT_EVAL = ("targets", "acting", "decode", "temperature")
 _WHOLE = ("eval_episodes", "evaluate", "loggers", "init_from", "agent_config", "load", "eval")
@@ -189,12 +177,12 @@ def evaluate(
         trust: the checkpoint may name agent code to import.
         device: where a loaded policy computes; the run's own device, or the CPU.
         progress: called with episodes done, planned, and steps so far.
-        options: other fields of ``seqrl.evaluate.EvalConfig``.
+        options: other fields of ``seqrl.evaluation.EvalConfig``.
 
     Raises:
         SeqrlError: no such policy, or an environment that does not fit it.
     """
-    from seqrl.evaluate import EvalConfig
+    from seqrl.evaluation import EvalConfig
     from seqrl.experiment import Run, evaluate_agent
 
     stored: dict[str, Any] = {}

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from seqrl.agents.agent import Agent, AgentConfig
     from seqrl.datasets.trajectories import Trajectories
     from seqrl.eval_report import EvalReport
-    from seqrl.evaluate import EvalConfig
-    from seqrl.loggers import Logger
+    from seqrl.evaluation import EvalConfig
     from seqrl.policy import Policy
     from seqrl.runfolder import RunFolder
     from seqrl.trainer import EvalOutcome, TrainConfig, Trainer, TrainResult
@@ -76,7 +75,7 @@ class ExperimentConfig:
     def from_json(cls, settings: Mapping[str, Any]) -> ExperimentConfig:
         """A config from nested settings; what is not said takes the classes' defaults."""
         from seqrl.agents.registry import agent_class
-        from seqrl.evaluate import EvalConfig
+        from seqrl.evaluation import EvalConfig
         from seqrl.trainer import TrainConfig
 
         rest = dict(settings)
@@ -212,8 +211,8 @@ def _check_environments(prepared: Prepared) -> None:
 def evaluate_agent(
     agent: Any, config: EvalConfig, info: Mapping[str, Any] | None = None, **options: Any
 ) -> EvalReport:
-    """``seqrl.evaluate.evaluate`` with what is known of the training data put into ``info``."""
-    from seqrl.evaluate import evaluate
+    """``seqrl.evaluation.evaluate`` with what is known of the training data put into ``info``."""
+    from seqrl.evaluation import evaluate
 
     bare = getattr(agent, "agent", agent)
     delayed = any(s.custom.get("delayed", False) for s in getattr(bare, "stats", ()))
@@ -222,7 +221,7 @@ def evaluate_agent(
 
 def periodic_evaluator(config: ExperimentConfig) -> Callable[[Agent, int], EvalOutcome]:
     """The evaluator of a training run: few episodes, of a stream that the final one never uses."""
-    from seqrl.evaluate import to_outcome
+    from seqrl.evaluation import to_outcome
     from seqrl.rollout import PERIODIC
     from seqrl.trainer import EvalOutcome
 
@@ -274,7 +273,7 @@ class Run:
     def evaluate(self, checkpoint: str = "last", **options: Any) -> EvalReport:
         """Evaluate again; options are those of ``EvalConfig``, the run's own where not given."""
         settings = merge(to_plain(self.config.eval), {"video": None, **options})
-        from seqrl.evaluate import EvalConfig
+        from seqrl.evaluation import EvalConfig
 
         return evaluate_agent(self.policy(checkpoint), build(EvalConfig, settings, "eval"))
 
@@ -358,9 +357,7 @@ def _trainer(ready: Prepared, folder: RunFolder, watch: Watch) -> Trainer:
     from seqrl.trainer import Trainer
 
     config = ready.config
-    loggers: Sequence[Logger] = ()
-    if Processes.from_env().first:
-        loggers = make_loggers(config.loggers, folder, config.to_json())
+    first = Processes.from_env().first
     return Trainer(
         ready.agent,
         ready.training,
@@ -368,7 +365,7 @@ def _trainer(ready: Prepared, folder: RunFolder, watch: Watch) -> Trainer:
         run=folder,
         holdout=ready.holdout,
         evaluator=periodic_evaluator(config) if ready.evaluated else None,
-        loggers=loggers,
+        loggers=make_loggers(config.loggers, folder, config.to_json()) if first else (),
         progress=ProgressSink(watch.stream, log=folder.log),
         targets=config.eval.targets,
     )

@@ -111,7 +111,7 @@ def test_trainer_rollout_and_cli_know_no_agent_or_environment_by_name() -> None:
     from seqrl.envs import ENVIRONMENTS
 
     banned = {*registry.names(), *(e.id for e in ENVIRONMENTS)}
-    files = [ROOT / f for f in ("trainer.py", "rollout.py", "evaluate.py", "experiment.py")]
+    files = [ROOT / f for f in ("trainer.py", "rollout.py", "evaluation.py", "experiment.py")]
     files += sorted((ROOT / "cli").glob("*.py"))
     named = []
     for path in files:

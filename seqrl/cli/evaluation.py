@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     parsed = _flags().parse(argv)
     path = parsed.get("run")
     stored = api.stored_eval_settings(path)
-    from seqrl.evaluate import format_report
+    from seqrl.evaluation import format_report
 
     options = {**stored, **evaluation_of(parsed)}
     report = api.evaluate(

@@ -23,7 +23,7 @@ SECTION_CLASSES = {
     "load": "seqrl.datasets.catalog:LoadOptions",
     "train": "seqrl.trainer:TrainConfig",
     "train.optim": "seqrl.optim:OptimConfig",
-    "eval": "seqrl.evaluate:EvalConfig",
+    "eval": "seqrl.evaluation:EvalConfig",
 }
 """Where the settings of each part of an experiment are declared."""
 

@@ -112,6 +112,6 @@ def test_agents_can_be_made_from_data_or_from_a_bare_task() -> None:
 
 
 def test_importing_the_module_does_not_hide_the_function() -> None:
-    import seqrl.evaluate
+    import seqrl.evaluation
 
     assert callable(seqrl.evaluate)

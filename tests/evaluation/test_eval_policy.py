@@ -14,7 +14,7 @@ from seqrl.agents.lstm import LSTMConfig, RecurrentAgent
 from seqrl.checkpoint import PolicyMeta, point, save_checkpoint
 from seqrl.draws import derive_seed
 from seqrl.errors import SeqrlError
-from seqrl.evaluate import EvalConfig, evaluate
+from seqrl.evaluation import EvalConfig, evaluate
 from seqrl.policy import Policy, load_policy
 from seqrl.spec import ObservationSpec
 

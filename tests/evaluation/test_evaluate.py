@@ -14,7 +14,7 @@ from eval_toys import Gru, Probe, Trial, stats_of, task_of
 from seqrl.draws import derive_seed
 from seqrl.errors import SeqrlError
 from seqrl.eval_report import EvalReport, Outcome
-from seqrl.evaluate import EvalConfig, evaluate, format_report, to_outcome
+from seqrl.evaluation import EvalConfig, evaluate, format_report, to_outcome
 from seqrl.references import make_reference
 
 

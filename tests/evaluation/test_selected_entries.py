@@ -10,7 +10,7 @@ from gymnasium import spaces
 from seqrl.agents.bc import BCConfig, BehaviourCloning
 from seqrl.datasets.trajectories import Trajectories
 from seqrl.envs.pool import make_env
-from seqrl.evaluate import EvalConfig, evaluate
+from seqrl.evaluation import EvalConfig, evaluate
 
 
 class ThreeEntries(gymnasium.Env):

@@ -14,7 +14,7 @@ from PIL import Image
 from seqrl import video
 from seqrl.envs import making
 from seqrl.errors import SeqrlError
-from seqrl.evaluate import EvalConfig, evaluate
+from seqrl.evaluation import EvalConfig, evaluate
 from seqrl.policy import Policy
 
 

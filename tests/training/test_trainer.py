@@ -35,7 +35,14 @@ def train(
 ) -> Trainer:
     """A plain trainer on tiny data, without hold-out or evaluator unless they are given."""
     known = {k: options.pop(k) for k in ("evaluator", "holdout", "callbacks") if k in options}
-    values = {"steps": 10, "batch_size": 8, "device": "cpu", "log_every": 1, **options}
+    values: dict[str, Any] = {
+        "steps": 10,
+        "batch_size": 8,
+        "device": "cpu",
+        "log_every": 1,
+        "save_every": 0,
+    }
+    values.update(options)
     conf = TrainConfig(optim=OptimConfig(**{"lr": 1e-2, **(optim or {})}), **values)
     run = RunFolder.create(folder, config=conf.to_json()) if folder else None
     loggers = [JsonlLogger(run.metrics_jsonl)] if run else []
