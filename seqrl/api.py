@@ -83,7 +83,7 @@ def train(
     Raises:
         SeqrlError: whatever the command line would refuse.
     """
-    from seqrl.datasets.catalog import CATALOGUE, default_preset
+    from seqrl.datasets.catalog import CATALOGUE, LoadOptions, default_preset, load_sources
     from seqrl.experiment import ExperimentConfig, Watch, run_experiment
 
     given = _nested_settings(settings)
@@ -91,9 +91,7 @@ def train(
     if data is not None:
         items = [data] if isinstance(data, str) or not isinstance(data, Sequence) else list(data)
         if any(not isinstance(d, str) for d in items):
-            from seqrl.datasets.catalog import LoadOptions, load_sources
-
-            loaded = load_sources(items, build(LoadOptions, given.pop("load", {}), "load"))
+            loaded = load_sources(items, build(LoadOptions, given.get("load", {}), "load"))
         names = items if loaded is None else [d.task.name for d in loaded]
         given["data"] = names
     if agent is not None:

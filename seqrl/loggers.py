@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -38,22 +38,38 @@ class Logger(Protocol):
         """Nothing more will come."""
 
 
-class JsonlLogger:
-    """``metrics.jsonl``: one object a row, ``{"step": 100, "loss": 0.41, ...}``; NaN is null."""
+class _FileLogger:
+    """A file that rows are added to, open while it is written."""
 
     def __init__(self, path: Path):
         self.path = path
         self._file: TextIO | None = None
 
-    def log(self, step: int, values: Mapping[str, Number]) -> None:
+    def _append(self, text: str) -> None:
         if self._file is None:
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
-        row = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+            self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+        self._file.write(text)
         self._file.flush()
 
     def flush(self) -> None:
-        _sync(self._file)
+        """See :class:`Logger`."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """See :class:`Logger`."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class JsonlLogger(_FileLogger):
+    """``metrics.jsonl``: one object a row, ``{"step": 100, "loss": 0.41, ...}``; NaN is null."""
+
+    def log(self, step: int, values: Mapping[str, Number]) -> None:
+        row = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._append(json.dumps({"step": step, **row}) + "\n")
 
     def rewind(self, step: int) -> None:
         self.close()
@@ -61,11 +77,6 @@ class JsonlLogger:
             rows = (_json_row(line) for line in self.path.read_text("utf-8").splitlines())
             kept = [json.dumps(r) + "\n" for r in rows if r is not None and r["step"] <= step]
             write_text(self.path, "".join(kept))
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def _json_row(line: str) -> dict[str, Any] | None:
@@ -77,7 +88,7 @@ def _json_row(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-class CsvLogger:
+class CsvLogger(_FileLogger):
     """``metrics.csv``: a column a metric, ``step`` first.
 
     When a metric appears for the first time, the file is rewritten with its column added at the
@@ -85,35 +96,28 @@ class CsvLogger:
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        super().__init__(path)
         self._columns: list[str] = []
-        self._file: TextIO | None = None
 
     def log(self, step: int, values: Mapping[str, Number]) -> None:
         row: dict[str, Any] = {"step": step, **values}
         if self._file is None or not set(row) <= set(self._columns):
-            self._open(self._read(), row)
-        assert self._file is not None
-        csv.DictWriter(self._file, self._columns, lineterminator="\n").writerow(row)
-        self._file.flush()
-
-    def flush(self) -> None:
-        _sync(self._file)
+            rows = self._read()
+            new = [c for c in row if c not in self._columns]
+            if new:
+                self._columns += new
+                self._write(rows)
+        self._append(self._lines([row]))
 
     def rewind(self, step: int) -> None:
-        self.close()
         if self.path.is_file():
             rows = [r for r in self._read() if _is_step(r) and int(r["step"]) <= step]
             # A column whose first value was in a dropped row goes with it.
             self._columns = [c for c in self._columns if any(r[c] not in ("", None) for r in rows)]
             self._write(rows)
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
     def _read(self) -> list[dict[str, Any]]:
+        """All rows; also learns the columns."""
         self.close()
         if not self.path.is_file():
             return []
@@ -123,32 +127,20 @@ class CsvLogger:
             self._columns = list(reader.fieldnames or [])
         return rows
 
-    def _open(self, rows: list[dict[str, Any]], row: Iterable[str]) -> None:
-        new = [c for c in row if c not in self._columns]
-        if new:
-            self._columns += new
-            self._write(rows)
-        self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        header = [dict(zip(self._columns, self._columns, strict=True))] if self._columns else []
+        write_text(self.path, self._lines([*header, *rows]))
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _lines(self, rows: Sequence[Mapping[str, Any]]) -> str:
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, lineterminator="\n", extrasaction="ignore")
-        if self._columns:
-            writer.writeheader()
         writer.writerows(rows)
-        write_text(self.path, text.getvalue())
+        return text.getvalue()
 
 
 def _is_step(row: Mapping[str, Any]) -> bool:
     """False for the torn last line of a killed run."""
     return (row.get("step") or "").isdigit() and None not in row.values()
-
-
-def _sync(file: TextIO | None) -> None:
-    if file is not None:
-        file.flush()
-        with contextlib.suppress(OSError):
-            os.fsync(file.fileno())
 
 
 class TensorBoardLogger:

@@ -86,7 +86,8 @@ class ProgressSink:
         width = WIDTH
         if self.stream is not None:
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                width = min(WIDTH, os.get_terminal_size(self.stream.fileno()).columns - 1)
+                columns = os.get_terminal_size(self.stream.fileno()).columns
+                width = min(WIDTH, columns - 1) if columns > 0 else WIDTH  # 0: not known
         filled = round(12 * share)
         text = fit_line([f"[{'=' * filled}{' ' * (12 - filled)}]", *parts], width)
         self._write("\r" + text + " " * (self._shown - len(text)))

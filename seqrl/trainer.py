@@ -34,7 +34,16 @@ from seqrl.learner import Learner, NotFinite
 from seqrl.loggers import DEFAULT_LOGGERS, Logger, Means, make_loggers
 from seqrl.progress import Clock, ProgressSink, short_float, status_parts
 from seqrl.runfolder import RunFolder, Status, now, step_name, write_json
-from seqrl.training import Callback, EvalOutcome, Evaluator, TrainConfig, TrainResult, hold_out
+from seqrl.training import (
+    Callback,
+    EvalOutcome,
+    Evaluator,
+    TrainConfig,
+    TrainResult,
+    check_sets,
+    check_sharing,
+    hold_out,
+)
 from seqrl.units import grouped
 
 if TYPE_CHECKING:
@@ -82,8 +91,8 @@ class Trainer:
         self.config, self.processes = config, Processes.from_env()
         p = self.processes
         self.agent, self.data, self.holdout = agent, list(data), list(holdout or ())
-        _check_sets(agent, self.data, self.holdout)
-        _check_sharing(config, p)
+        check_sets(agent, self.data, self.holdout)
+        check_sharing(config, p)
         self.window = agent.config.window()
         self.sampler = Sampler(
             self.data, self.window, config.batch_size, config.seed, rank=p.rank, world=p.world
@@ -113,6 +122,7 @@ class Trainer:
         self.row: dict[str, float] = {}
         """The last row of metrics."""
         self._means, self._clock = Means(), Clock()
+        self._begun = False
         self._tail_done = True
         self._saved: Path | None = None
 
@@ -181,7 +191,8 @@ class Trainer:
             self.progress.close()
 
     def _mark(self, status: Status, reason: str | None = None, **fields: Any) -> None:
-        if self.run is not None:
+        # What is refused before it begins leaves the record of the run as it was.
+        if self.run is not None and self._begun:
             # The folder may be gone or the disk full: never hide the error that brought us here.
             with contextlib.suppress(OSError, SeqrlError):
                 self.run.mark(status, reason, step=self.step, **fields)
@@ -195,6 +206,11 @@ class Trainer:
         if resume:
             self._restore(allow_change)
             fields = {"resumed": {"step": self.step, "at": now()}}
+        elif self.run is not None and ckpt.saved_steps(self.run.checkpoints):
+            raise SeqrlError(
+                f"{self.run.dir} has been trained in", hint="fit(resume=True), or a new folder"
+            )
+        self._begun = True
         self._mark("running", **fields)
         self.learner.wrap(self.config.compile)
         self._clock.restart()
@@ -472,27 +488,3 @@ class Trainer:
         if self.learner.immediate and (loss := self._means.now("loss")) is not None:
             values["loss"] = loss
         return status_parts(self.step, self.config.steps, values, self._clock.rate(), text)
-
-
-def _check_sets(
-    agent: Agent, data: Sequence[Trajectories], holdout: Sequence[Trajectories]
-) -> None:
-    if len(data) != len(agent.tasks):
-        raise SeqrlError(
-            f"the agent serves {len(agent.tasks)} tasks, but {len(data)} data sets were given"
-        )
-    if holdout and len(holdout) != len(data):
-        raise SeqrlError(
-            f"{len(holdout)} hold-out sets for {len(data)} data sets",
-            hint="give one each: see seqrl.trainer.hold_out",
-        )
-
-
-def _check_sharing(config: TrainConfig, processes: Processes) -> None:
-    share = processes.world * config.optim.accumulation
-    if config.batch_size % share:
-        raise SeqrlError(
-            f"batch size {config.batch_size} cannot be split into "
-            f"{config.optim.accumulation} micro-batches on {processes.world} processes",
-            hint=f"use a multiple of {share}",
-        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from seqrl.datasets.trajectories import Trajectories
+from seqrl.distributed import Processes
 from seqrl.errors import SeqrlError
 from seqrl.optim import OptimConfig
 from seqrl.runfolder import RunFolder
@@ -157,3 +158,27 @@ def hold_out(
             f"{short.source} has one episode, none of it can be held out", hint="--holdout 0"
         )
     return [t for t, _ in pairs], held or None
+
+
+def check_sets(agent: Agent, data: Sequence[Trajectories], holdout: Sequence[Trajectories]) -> None:
+    """Raise SeqrlError where there is not one data set, and one hold-out set, for each task."""
+    if len(data) != len(agent.tasks):
+        raise SeqrlError(
+            f"the agent serves {len(agent.tasks)} tasks, but {len(data)} data sets were given"
+        )
+    if holdout and len(holdout) != len(data):
+        raise SeqrlError(
+            f"{len(holdout)} hold-out sets for {len(data)} data sets",
+            hint="give one each: see seqrl.trainer.hold_out",
+        )
+
+
+def check_sharing(config: TrainConfig, processes: Processes) -> None:
+    """Raise SeqrlError for a batch that processes and micro-batches cannot share evenly."""
+    share = processes.world * config.optim.accumulation
+    if config.batch_size % share:
+        raise SeqrlError(
+            f"batch size {config.batch_size} cannot be split into "
+            f"{config.optim.accumulation} micro-batches on {processes.world} processes",
+            hint=f"use a multiple of {share}",
+        )

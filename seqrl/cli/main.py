@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import seqrl
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             if not debug:
-                warnings.showwarning = _warn
+                warnings.showwarning = _warner()
             code = _dispatch(words)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -169,15 +169,16 @@ def _explain(e: Exception) -> int:
     return FAILURE
 
 
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    """Warnings in one line, without the source line that Python adds."""
-    # Gymnasium colours its warnings whether or not there is a terminal.
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
-    output.log(f"warning: {' '.join(text.split())}")
+def _warner() -> Callable[..., None]:
+    """Shows warnings in one line, each once, without the source line that Python adds."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        # Gymnasium colours its warnings whether or not there is a terminal.
+        text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
+        text = " ".join(text.split())
+        if text not in seen:
+            seen.add(text)
+            output.log(f"warning: {text}")
+
+    return show

@@ -220,6 +220,12 @@ def find_agent(command: str, argv: Sequence[str], extra: Sequence[Flag] = ()) ->
         name = read_settings(first.get("config")).get("agent")
     if name is None and first.get("preset") not in (None, "none"):
         name = presets.load(first.get("preset")).agent
+    last = (first.get("data") or [""])[-1]
+    if name is None and last in registry.names():
+        raise SeqrlError(
+            f"no agent named: '{last}' was taken for data",
+            hint=f"the agent comes first: seqrl {command} {last} --data …",
+        )
     if name is not None and ":" not in name:
         if name in presets.names():
             raise SeqrlError(f"'{name}' is a preset, not an agent", hint=f"--preset {name}")

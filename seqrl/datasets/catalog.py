@@ -53,7 +53,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     "tmaze-30": CatalogueEntry(
         "oracle:seqrl/TMaze-v0?limit=30&episodes=2000",
         "T-Maze of RATE, corridors up to limit 30, oracle",
-        {"dt": "dt/tmaze-30"},
+        {"dt": "dt/tmaze-30", "lstm": "lstm/tmaze-30"},
     ),
     "tmaze-90": CatalogueEntry(
         "oracle:seqrl/TMaze-v0?limit=30&segments=3&episodes=2000",

@@ -37,6 +37,7 @@ MISTAKES = [
     (["train", "bc", "--preset", "dt/tmaze-30"], "is for agent 'dt', not 'bc'", "drop 'bc'"),
     (["train", "dt/tmaze-30"], "is a preset, not an agent", "--preset dt/tmaze-30"),
     (["train"], "no agent named", "seqrl list agents"),
+    (["train", "--data", "tmaze-30", "dt"], "'dt' was taken for data", "seqrl train dt --data"),
     (["train", "dt", "--steps", "1.5"], "--steps takes int, got '1.5'", "5k"),
     (["train", "dt", "--precision", "fp8"], "--precision takes fp32|bf16|fp16", ""),
     (["train", "dt", "--seed", "1", "--seeds", "0-2"], "--seed and --seeds", "keep one"),

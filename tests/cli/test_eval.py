@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import seqrl
-from tests.cli.conftest import Cli
+from tests.cli.conftest import TINY, Cli
 from tests.cli.schema import EVAL, check
 
 
@@ -115,3 +115,13 @@ def test_importing_the_module_does_not_hide_the_function() -> None:
     import seqrl.evaluation
 
     assert callable(seqrl.evaluate)
+
+
+def test_delayed_rewards_keep_the_target_fixed_everywhere(cli: Cli) -> None:
+    words = ["--delayed", "--steps", "2", "--eval-every", "0", "--eval.episodes", "2", "-q"]
+    assert cli("train", "dt", *TINY, *words, "--out", "late").code == 0
+    final = json.loads(Path("late/eval/final.json").read_text())
+    assert final["protocol"]["rtg_update"] == "none"
+    again = json.loads(cli("eval", "late", "--json").out)
+    assert comparable(again) == comparable(final)
+    assert comparable(seqrl.evaluate("late").to_json()) == comparable(final)

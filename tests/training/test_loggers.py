@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import math
+import os
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +202,15 @@ def test_slow_data_are_reported_once() -> None:
     assert clock.warning(0.2) is None
     assert "45% of the time" in (clock.warning(0.45) or "")
     assert clock.warning(0.9) is None
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(0, WIDTH), (60, 59), (300, WIDTH)])
+def test_the_bar_fits_the_terminal_it_is_on(columns: int, widest: int) -> None:
+    leader, follower = os.openpty()
+    termios.tcsetwinsize(follower, (24, columns))
+    with os.fdopen(follower, "w") as stream:
+        ProgressSink(stream).offer(lambda: ["step 1/5", "loss 0.250", "x" * 200], 0.5)
+        shown = os.read(leader, 1000).decode()
+    os.close(leader)
+    assert len(shown.strip()) == widest
+    assert "\n" not in shown

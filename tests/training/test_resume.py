@@ -237,11 +237,20 @@ def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path: Path) -> None:
         build(tmp_path / "run", config(steps=5), resume=True).fit(resume=True)
 
 
+def test_a_trained_folder_is_not_trained_in_from_the_start(tmp_path: Path) -> None:
+    build(tmp_path / "run", config(steps=10)).fit()
+    with pytest.raises(SeqrlError, match="has been trained in"):
+        build(tmp_path / "run", config(steps=10), resume=True).fit()
+    assert RunFolder(tmp_path / "run").read()["status"] == "done"
+
+
 def test_other_data_are_refused_unless_allowed(tmp_path: Path) -> None:
     build(tmp_path / "run", config(steps=8)).fit()
+    before = RunFolder(tmp_path / "run").read()
     conf = config(steps=10, seed=1)
     with pytest.raises(SeqrlError, match="seed changed since the checkpoint: 0 → 1"):
         build(tmp_path / "run", conf, resume=True).fit(resume=True)
+    assert RunFolder(tmp_path / "run").read() == before, "a refusal leaves the record alone"
     result = build(tmp_path / "run", conf, resume=True).fit(resume=True, allow_change=True)
     assert result.step == 10
 
