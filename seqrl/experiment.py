@@ -419,8 +419,7 @@ def _stoppable(folder: RunFolder) -> Iterator[None]:
         with signals, signals.urgent():
             yield
     except (StopNow, KeyboardInterrupt) as e:
-        text = "interrupted during the final evaluation, training is complete"
-        folder.mark("interrupted", text)
+        folder.mark("interrupted", text := "interrupted during the final evaluation")
         raise RunInterrupted(text, hint=f"seqrl resume {folder.dir}") from e
 
 
@@ -482,6 +481,9 @@ def _settle(
     notes = [f"changed: {c}" for c in others]
     if new != old:
         now = max(saved_steps(folder.checkpoints), default=0)
+        if new < now:  # refused here, before the run's settings are touched
+            text = f"the run is at step {now}, past the {new} asked for"
+            raise SeqrlError(text, hint=f"--steps {now} or more")
         effect = describe_extension(after.train.optim, now, old, new)
         notes.insert(0, f"steps {old} → {new}; {effect}")
     return notes

@@ -178,6 +178,16 @@ def test_resume_extends_and_equals_the_uninterrupted_run(cli: Cli) -> None:
     assert config_of(Path("parts"))["train"]["steps"] == 20
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(cli: Cli) -> None:
+    assert cli("train", "dt", *FAST, "--steps", "8", "--out", "run").code == 0
+    before = Path("run/config.json").read_bytes()
+    refused = cli("resume", "run", "--steps", "4")
+    assert refused.code == 2
+    assert "the run is at step 8, past the 4 asked for" in refused.err
+    assert Path("run/config.json").read_bytes() == before
+    assert cli("resume", "run").code == 0
+
+
 def test_resume_with_allowed_changes(cli: Cli) -> None:
     assert cli("train", "dt", *FAST, "--steps", "4", "--out", "run").code == 0
     done = cli("resume", "run", "--steps", "6", "--lr", "1e-5", "--allow-change")
