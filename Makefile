@@ -22,7 +22,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 # Train a Decision Transformer on the embedded T-Maze data, then ask how far its memory reaches.
 demo: $(VENV)/.installed
-	$(BIN)/python examples/demo.py --out $(DEMO_OUT)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py --out $(DEMO_OUT)
 
 test: lint types
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q
