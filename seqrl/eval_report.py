@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from seqrl import scores
 from seqrl.errors import SeqrlError
 
@@ -115,6 +117,46 @@ def target_summary(label: str, episodes: list[dict[str, Any]], seed: int) -> dic
         "length": scores.summary([e["length"] for e in mine], seed),
         "success": success,
     }
+
+
+def across_seeds(records: Sequence[Mapping[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """One entry a target over the evaluations of several training seeds.
+
+    Args:
+        records: ``EvalReport.to_json()`` of each seed, with the same targets.
+        seed: of the resampling.
+
+    Returns:
+        Per target: ``target_label``, ``seeds``, ``episodes`` of each, and for ``return``,
+        ``normalized`` and ``success`` (None where unknown) the mean over seeds, their standard
+        deviation (ddof 0), and a 95 % interval that says what it is over: the seeds when there are
+        three or more, else all episodes.
+    """
+    out = []
+    for label in dict.fromkeys(s["target_label"] for s in records[0]["summary"]):
+        mine = [[e for e in r["episodes"] if e["target_label"] == label] for r in records]
+        if not all(mine):
+            continue
+        row: dict[str, Any] = {
+            "target_label": label,
+            "seeds": len(mine),
+            "episodes": len(mine[0]),
+        }
+        for name in ("return", "normalized", "success"):
+            groups = [[e[name] for e in episodes] for episodes in mine]
+            if any(v is None for g in groups for v in g):
+                row[name] = None
+                continue
+            means = np.array([np.mean(g) for g in groups])
+            low, high, kind = scores.interval(groups, seed=seed)
+            row[name] = {
+                "mean": float(means.mean()),
+                "std": float(means.std()),
+                "ci": [low, high],
+                "ci_kind": kind,
+            }
+        out.append(row)
+    return out
 
 
 def format_report(report: EvalReport) -> str:

@@ -157,12 +157,24 @@ def final_parts(summary: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def seeds_table(runs: Sequence[Run]) -> str:
     """One line a run of several seeds."""
+    from seqrl.eval_report import across_seeds
+
     rows = []
     for run in runs:
         found = [] if run.final is None else final_parts(run.final.summary)
         result = ", ".join(found).partition(": ")[2] or "-"
         best = run.result.best["step"] if run.result.best else None
         rows.append([run.config.train.seed, "-" if best is None else grouped(best), result])
+    finals = [run.final.to_json() for run in runs if run.final is not None]
+    if len(finals) == len(runs) > 1 and (over := across_seeds(finals)):
+        last, words = over[-1], []
+        for name, form in (("success", ".2f"), ("return", ".4g"), ("normalized", ".1f")):
+            if (found := last[name]) is not None:
+                low, high = (round(v, 4) + 0.0 for v in found["ci"])
+                shown_as = name.replace("normalized", "normalised")
+                words.append(f"{shown_as} {found['mean']:{form}} [{low:{form}}, {high:{form}}]")
+        kind = (last["return"] or {}).get("ci_kind", "")
+        rows.append(["all", "-", f"{', '.join(words)} ({kind})"])
     return output.table(["SEED", "BEST STEP", "FINAL"], rows)
 
 

@@ -126,7 +126,11 @@ def _report(request: Request, runs: Sequence[Run]) -> None:
     if not Processes.from_env().first:
         return
     if request.parsed.get("json"):
-        output.print_json({"runs": [run.summary() for run in runs]})
+        from seqrl.eval_report import across_seeds
+
+        finals = [run.final.to_json() for run in runs if run.final is not None]
+        over = across_seeds(finals) if len(finals) == len(runs) > 1 else None
+        output.print_json({"runs": [run.summary() for run in runs], "across_seeds": over})
     elif "seeds" in request.parsed and runs:
         output.out(reporting.seeds_table(runs))
         output.out(f"runs:  {' '.join(reporting.shown(run.dir) for run in runs)}")

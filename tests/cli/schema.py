@@ -74,4 +74,5 @@ RUN = {
     "best": ({"step": int}, None),
     "final": ([SUMMARY], None),
 }
-TRAIN = {"runs": [RUN]}
+ACROSS = {"target_label": str, "seeds": int, "episodes": int, "return": (dict, None)}
+TRAIN = {"runs": [RUN], "across_seeds": ([ACROSS], None)}

@@ -157,3 +157,24 @@ def test_scores_references_and_reports_import_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_seeds_are_summed_up_over_seeds_and_labelled_so() -> None:
+    from seqrl.eval_report import across_seeds
+
+    def record(returns: list[float]) -> dict:
+        rows = [
+            {"target_label": "max", "return": r, "normalized": None, "success": r > 1}
+            for r in returns
+        ]
+        return {"summary": [{"target_label": "max"}], "episodes": rows}
+
+    three = across_seeds([record([1, 3]), record([2, 2]), record([4, 0])])[0]
+    assert (three["seeds"], three["episodes"]) == (3, 2)
+    assert three["return"]["mean"] == 2
+    assert three["return"]["std"] == 0
+    assert three["return"]["ci_kind"] == "bootstrap over 3 seeds"
+    assert three["success"]["mean"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert three["normalized"] is None
+    two = across_seeds([record([1, 3]), record([2, 2])])[0]
+    assert two["return"]["ci_kind"] == "bootstrap over 4 episodes"
