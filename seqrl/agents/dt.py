@@ -97,6 +97,8 @@ class DecisionTransformer(Agent):
     name = "dt"
     config_class = DTConfig
     acting_rules = ("recompute", "stream", "refill")
+    offsets: Tensor
+    slots: Tensor
     battery_config = {"context": 6, "width": 32, "dropout": 0.0, "embed_dropout": 0.0}
     config: DTConfig
 
@@ -127,6 +129,9 @@ class DecisionTransformer(Agent):
             c.width, c.n_layer, c.n_head, c.activation, c.dropout, c.attn_dropout
         )
         self.head = ActionHead(task.action, c.width, bias=c.head_bias)
+        m = self.layout.size
+        self.register_buffer("offsets", torch.arange(-1, m - 1), persistent=False)
+        self.register_buffer("slots", torch.arange(m * c.context), persistent=False)
         self._atari_start()
 
     def _check_horizon(self) -> None:
@@ -322,7 +327,7 @@ class DecisionTransformer(Agent):
         k, m = self.config.context, self.layout.size
         slots = k * m
         x = torch.cat([action.unsqueeze(1), tokens], 1)  # (n, m, D)
-        position = place.unsqueeze(1) * m + torch.arange(-1, m - 1, device=place.device)
+        position = place.unsqueeze(1) * m + self.offsets
         if self.embed_time is not None and self.config.timestep_embedding == "window":
             x = x + self.embed_time(position.clamp(min=0).div(m, rounding_mode="floor"))
         if self.positions is not None:
@@ -331,12 +336,13 @@ class DecisionTransformer(Agent):
             x = self.embed_norm(x)
         taken = position.remainder(slots)
         newest = position[:, -1:]
-        holds = newest - (newest - torch.arange(slots, device=place.device)).remainder(slots)
+        holds = newest - (newest - self.slots).remainder(slots)
         oldest = ((place - k + 1) * m).clamp(min=0).unsqueeze(1)
-        seen = (holds >= oldest).unsqueeze(1) & (holds.unsqueeze(1) <= position.unsqueeze(2))
-        # On a first step the action token is no token at all: it sees itself, nothing sees it.
-        seen[:, 0] |= nn.functional.one_hot(taken[:, 0], slots).bool()
-        return self.transformer.extend(x, state["caches"], taken, seen)
+        # On a first step the action token is no token at all: nothing sees it, and it is let see
+        # the step's first token only so that its attention is defined.
+        upto = position.clamp(min=0).unsqueeze(2)
+        seen = (holds >= oldest).unsqueeze(1) & (holds.unsqueeze(1) <= upto)  # (n, m, slots)
+        return self.transformer.extend(x, state["caches"], taken, seen.unsqueeze(1))
 
     def _cached_then_reencoded(
         self, state: dict[str, Any], tokens: Tensor, action: Tensor, timestep: Tensor

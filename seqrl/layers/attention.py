@@ -5,20 +5,11 @@ Shapes: B rows, L tokens, D width, H heads, C cache slots.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqrl.layers.dropout import fast_dropout
-
-
-class KeyValues(NamedTuple):
-    """Cached keys and values, ``[B, H, C, D/H]`` each. ``extend`` writes into them in place."""
-
-    keys: Tensor
-    values: Tensor
 
 
 class CausalSelfAttention(nn.Module):
@@ -61,37 +52,36 @@ class CausalSelfAttention(nn.Module):
         mask = steps <= readers.unsqueeze(-1)  # (Q, L) or (B, Q, L)
         return self._finish(self._attend(q, k, v, mask if mask.dim() == 2 else mask.unsqueeze(1)))
 
-    def key_values(self, x: Tensor) -> KeyValues:
-        """Keys and values of all tokens, to fill a cache: ``[B, H, L, D/H]`` each."""
-        width = x.shape[-1]
-        return KeyValues(
-            *self._split(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
-        )
+    def key_values(self, x: Tensor) -> Tensor:
+        """Keys and values of all tokens, to fill a cache: ``[B, L, 2, H, D/H]``."""
+        b, n, width = x.shape
+        kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+        return kv.view(b, n, 2, self.heads, -1)
 
-    def extend(self, x: Tensor, cache: KeyValues, slots: Tensor, mask: Tensor) -> Tensor:
+    def extend(self, x: Tensor, cache: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
         """Append tokens to a cache and attend over it.
 
         Args:
             x: ``[B, M, D]`` new tokens.
-            cache: written at ``slots`` in place.
+            cache: ``[B, C, 2, H, D/H]``, written in place.
             slots: ``[B, M]`` int64 cache slot of each new token.
-            mask: ``[B, Q, C]`` bool, slots that each of the last Q new tokens may see.
+            mask: ``[B, 1, Q, C]`` bool, slots that each of the last Q new tokens may see.
 
         Returns:
             ``[B, Q, D]``.
         """
-        q, k, v = self._split(self.qkv(x), 3)  # (B, H, M, D/H)
-        index = slots[:, None, :, None].expand_as(k)
-        cache.keys.scatter_(2, index, k)
-        cache.values.scatter_(2, index, v)
-        q = q[:, :, -mask.shape[1] :]
-        return self._finish(self._attend(q, cache.keys, cache.values, mask.unsqueeze(1)))
+        b, m, _ = x.shape
+        qkv = self.qkv(x).view(b, m, 3, self.heads, -1)
+        cache[torch.arange(b, device=x.device).unsqueeze(1), slots] = qkv[:, :, 1:]
+        q = qkv[:, -mask.shape[2] :, 0].transpose(1, 2)  # (B, H, Q, D/H)
+        k, v = cache.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, C, D/H) each, views
+        return self._finish(self._attend(q, k, v, mask))
 
-    def new_cache(self, rows: int, slots: int) -> KeyValues:
-        """An empty cache of ``slots`` tokens for ``rows`` rows."""
+    def new_cache(self, rows: int, slots: int) -> Tensor:
+        """An empty cache of ``slots`` tokens for ``rows`` rows: ``[B, C, 2, H, D/H]``."""
         weight = self.qkv.weight
-        shape = (rows, self.heads, slots, weight.shape[1] // self.heads)
-        return KeyValues(weight.new_zeros(shape), weight.new_zeros(shape))
+        head = weight.shape[1] // self.heads
+        return weight.new_zeros(rows, slots, 2, self.heads, head)
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         b, n, _ = x.shape

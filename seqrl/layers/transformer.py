@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrl.layers.attention import CausalSelfAttention, KeyValues, take_tokens
+from seqrl.layers.attention import CausalSelfAttention, take_tokens
 from seqrl.layers.dropout import add_dropped
 
 Activation = Literal["relu", "gelu"]
@@ -41,10 +41,10 @@ class Block(nn.Module):
         x = x if readers is None else take_tokens(x, readers)
         return self._mlp(add_dropped(x, y, self.dropout, self.training))
 
-    def extend(self, x: Tensor, cache: KeyValues, slots: Tensor, mask: Tensor) -> Tensor:
-        """New tokens ``[B, M, D]`` through the block; output of the last Q = ``mask.shape[1]``."""
+    def extend(self, x: Tensor, cache: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
+        """New tokens ``[B, M, D]`` through the block; output of the last Q = ``mask.shape[2]``."""
         y = self.attention.extend(self.norm1(x), cache, slots, mask)
-        return self._mlp(x[:, -mask.shape[1] :] + y)
+        return self._mlp(x[:, -mask.shape[2] :] + y)
 
     def _mlp(self, x: Tensor) -> Tensor:
         # Flat rows: on a matrix the linear layer's output is no view, so the activation may truly
@@ -87,38 +87,37 @@ class Transformer(nn.Module):
             x = block(x, readers if i == last else None)
         return self.norm(x)
 
-    def prefill(self, x: Tensor, caches: list[KeyValues], rows: Tensor) -> None:
+    def prefill(self, x: Tensor, caches: list[Tensor], rows: Tensor) -> None:
         """Write keys and values of the sequence ``x [B, L, D]`` to slots 0..L-1 of some rows.
 
         Args:
             rows: ``[B]`` bool, the rows whose cache is overwritten.
         """
         n = x.shape[1]
-        keep = rows[:, None, None, None]
+        keep = rows[:, None, None, None, None]
         last = len(self.blocks) - 1
         for i, (block, cache) in enumerate(zip(self._blocks(), caches, strict=True)):
             new = block.attention.key_values(block.norm1(x))
-            for old, fresh in zip(cache, new, strict=True):
-                old[:, :, :n] = torch.where(keep, fresh, old[:, :, :n])
+            cache[:, :n] = torch.where(keep, new, cache[:, :n])
             if i < last:
                 x = block(x)
 
-    def extend(self, x: Tensor, caches: list[KeyValues], slots: Tensor, mask: Tensor) -> Tensor:
+    def extend(self, x: Tensor, caches: list[Tensor], slots: Tensor, mask: Tensor) -> Tensor:
         """Append tokens to the caches; hidden state of the last one, ``[B, D]``.
 
         Args:
             x: ``[B, M, D]`` new tokens.
             slots: ``[B, M]`` cache slots they take.
-            mask: ``[B, M, C]`` slots each may see.
+            mask: ``[B, 1, M, C]`` slots each may see.
         """
         last = len(self.blocks) - 1
         for i, (block, cache) in enumerate(zip(self._blocks(), caches, strict=True)):
-            x = block.extend(x, cache, slots, mask[:, -1:] if i == last else mask)
+            x = block.extend(x, cache, slots, mask[:, :, -1:] if i == last else mask)
         return self.norm(x[:, -1])
 
     def _blocks(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]
 
-    def new_caches(self, rows: int, slots: int) -> list[KeyValues]:
+    def new_caches(self, rows: int, slots: int) -> list[Tensor]:
         """One empty cache a block."""
         return [block.attention.new_cache(rows, slots) for block in self._blocks()]
