@@ -65,6 +65,17 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=dtype)
 
 
+def precision_note(precision: str, device: torch.device) -> str | None:
+    """What to say of a precision that works here but is emulated; None when all is well."""
+    if precision != "bf16" or device.type != "cpu":
+        return None
+    # torch tells of the two instruction sets only under private names, which may go away.
+    known = [getattr(torch.cpu, f"_is_{n}_supported", None) for n in ("avx512_bf16", "amx_tile")]
+    if any(ask is None or ask() for ask in known):
+        return None
+    return "note: this processor has no bf16 instructions, bf16 will be slower than fp32"
+
+
 def seed_generators(device: torch.device, *parts: int) -> None:
     """Set torch's generators of the CPU and of ``device`` from a tuple of integers.
 

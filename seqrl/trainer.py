@@ -27,7 +27,7 @@ from seqrl import checkpoint as ckpt
 from seqrl import distributed
 from seqrl.datasets.sampling import Sampler, ordered_batches
 from seqrl.datasets.trajectories import Trajectories
-from seqrl.devices import StopNow, StopSignals, deterministic, resolve_device
+from seqrl.devices import StopNow, StopSignals, deterministic, precision_note, resolve_device
 from seqrl.distributed import Processes
 from seqrl.errors import RunFailed, RunInterrupted, SeqrlError
 from seqrl.learner import Learner, NotFinite
@@ -213,6 +213,8 @@ class Trainer:
         self._begun = True
         self._mark("running", **fields)
         self.learner.wrap(self.config.compile)
+        if note := precision_note(self.config.precision, self.learner.device):
+            self.progress.message(note)
         self._clock.restart()
 
     def _update(self) -> None:

@@ -501,3 +501,15 @@ def test_the_training_code_names_no_agent_and_no_environment() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert node.value not in banned, f"{path.name}:{node.lineno} says {node.value!r}"
+
+
+def test_emulated_bf16_is_said(monkeypatch):
+    from seqrl.devices import precision_note
+
+    cpu = torch.device("cpu")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert "slower than fp32" in (precision_note("bf16", cpu) or "")
+    assert precision_note("fp32", cpu) is None
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert precision_note("bf16", cpu) is None
