@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import QUICK_EVAL, TINY, Cli, spawn
-from tests.cli.schema import TRAIN, check
+from tests.cli.schema import RUN, TRAIN, check
 
 FAST = [*TINY, "--no-evaluate", "--loggers", "jsonl", "-q"]
 
@@ -29,7 +29,7 @@ def test_a_run_explains_itself(run_dir: Path) -> None:
     assert record["status"] == "done"
     assert record["command"][:1] == ["seqrl"]
     assert record["data"][0]["fingerprint"]
-    check({"runs": [record["summary"]]}, TRAIN)
+    check(record["summary"], RUN)
     names = {p.name for p in run_dir.iterdir()}
     assert names >= {"run.json", "config.json", "metrics.jsonl", "metrics.csv", "tb", "eval",
                      "checkpoints", "log.txt"}  # fmt: skip
