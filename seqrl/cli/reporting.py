@@ -135,6 +135,8 @@ def done_lines(run: Run) -> list[str]:
     after = [f"seqrl eval {where}", f"seqrl play {where} --video play.mp4"]
     if run.final is None:
         after = [f"seqrl eval {where} --env ID"]
+    if ":" in run.config.agent:  # code of the user's own, which loading asks leave to import
+        after = [f"{command} --trust" for command in after]
     after[0] = f"next:  {after[0]}"
     return [*output.packed(parts), *output.packed(after, "   |   ")]
 

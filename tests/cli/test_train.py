@@ -269,3 +269,13 @@ def test_two_processes_train_one_run(tmp_path: Path) -> None:
 
 
 test_two_processes_train_one_run = pytest.mark.slow(test_two_processes_train_one_run)
+
+
+def test_what_comes_next_works_for_an_agent_of_the_users_own(cli: Cli) -> None:
+    done = cli(
+        "train", "examples.causal_conv:CausalConv", "--data", "tmaze-smoke", "--steps", "2",
+        "--agent.context", "9", "--eval-every", "2", "--eval-episodes", "2", "--out", "own",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "next:  seqrl eval own --trust" in done.out
+    assert cli("eval", "own", "--trust", "--episodes", "2").code == 0
