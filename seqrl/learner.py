@@ -28,7 +28,7 @@ from seqrl.optim import (
     lr_factor,
     set_learning_rate,
 )
-from seqrl.spec import Batch
+from seqrl.spec import Batch, LossOut
 
 if TYPE_CHECKING:
     from seqrl.agents.agent import Agent
@@ -130,25 +130,28 @@ class Learner:
         """
         if self.device.type != "cpu":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
-        if self.processes.alone and self.optim.accumulation == 1:
-            loss, metrics = self._backward(update, batch)
+        several = self.agent.losses(batch)
+        if several is not None:
+            values = self._several_steps(update, several)
+        elif self.processes.alone and self.optim.accumulation == 1:
+            values = self._step(update, *self._backward(update, batch))
         else:
-            loss, metrics = self._backward_in_parts(update, batch, stop)
+            values = self._step(update, *self._backward_in_parts(update, batch, stop))
+        self.agent.after_update(update + 1)
+        if self.average:
+            self.average.update(update + 1)
+        if self.immediate:
+            return {k: float(v) for k, v in values.items()}
+        return {k: v.double() if isinstance(v, Tensor) else v for k, v in values.items()}
+
+    def _step(self, update: int, loss: Tensor, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Clip the gradients, look at them and take the optimiser step."""
         clip = self.optim.grad_clip
         norm = clip_gradients(self.params, clip) if clip else None
         # With fp16 an infinite gradient is normal: the scaler skips the step and scales less.
         self._pending.append(_Pending(update, loss, None if self.scaler else norm))
         if self.immediate:
             self.check_finite()
-        self._step(update)
-        values = {"loss": loss, **metrics}
-        if norm is not None:
-            values["grad_norm"] = norm
-        if self.immediate:
-            return {k: float(v) for k, v in values.items()}
-        return {k: v.double() if isinstance(v, Tensor) else v for k, v in values.items()}
-
-    def _step(self, update: int) -> None:
         set_learning_rate(self.optimizer, self.lr(update))
         if self.scaler:
             self.scaler.step(self.optimizer)
@@ -157,20 +160,52 @@ class Learner:
             self.optimizer.step()
         for p in self.params:  # as zero_grad() does, without its bookkeeping
             p.grad = None
-        self.agent.after_update(update + 1)
-        if self.average:
-            self.average.update(update + 1)
+        values = {"loss": loss, **metrics}
+        if norm is not None:
+            values["grad_norm"] = norm
+        return values
+
+    def _several_steps(self, update: int, several: Iterator[LossOut]) -> dict[str, Any]:
+        """An optimiser step for each of an agent's losses of one batch; means over their entries.
+
+        Raises:
+            SeqrlError: processes or micro-batches, between which such steps cannot be shared.
+        """
+        if not self.processes.alone or self.optim.accumulation > 1:
+            raise SeqrlError(
+                f"agent '{self.agent.name}' takes several optimiser steps within a batch",
+                hint="train it in one process and with --optim.accumulation 1",
+            )
+        seed_generators(self.device, self.seed, update, 0, 0)
+        totals: dict[str, Any] = {}
+        entries: Any = 0.0
+        while True:
+            with self.autocast:
+                out = next(several, None)
+            if out is None:
+                break
+            self._backpropagate(out.loss)
+            values = self._step(update, out.loss.detach(), out.metrics)
+            entries = entries + out.count
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0.0) + value * out.count
+        if not totals:
+            raise SeqrlError(f"agent '{self.agent.name}' made no loss of update {update + 1}")
+        return {k: v / entries for k, v in totals.items()}
+
+    def _backpropagate(self, loss: Tensor) -> None:
+        if self.scaler:
+            self.scaler.scale(loss).backward()
+            self.scaler.unscale_(self.optimizer)
+        else:
+            loss.backward()
 
     def _backward(self, update: int, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
         """Gradients of one whole batch in one process."""
         seed_generators(self.device, self.seed, update, 0, 0)
         with self.autocast:
             out = self.module(batch)
-        if self.scaler:
-            self.scaler.scale(out.loss).backward()
-            self.scaler.unscale_(self.optimizer)
-        else:
-            out.loss.backward()
+        self._backpropagate(out.loss)
         return out.loss.detach(), out.metrics
 
     def _backward_in_parts(

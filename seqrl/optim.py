@@ -122,7 +122,8 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over an agent's parameter groups, fused where the device has it.
 
-    A group may set its own ``weight_decay``, and ``lr_scale`` to multiply the learning rate.
+    A group may set its own ``weight_decay``, ``lr_scale`` to multiply the learning rate, and
+    ``lr_max``, above which its peak does not rise.
 
     Raises:
         SeqrlError: nothing to train.
@@ -133,6 +134,7 @@ def build_optimizer(
         if params:
             decay = float(g.get("weight_decay", config.weight_decay))
             scale = float(g.get("lr_scale", 1.0))
+            scale = min(scale, float(g.get("lr_max", math.inf)) / config.lr)
             prepared.append({"params": params, "weight_decay": decay, "lr_scale": scale})
     if not prepared:
         raise SeqrlError("the agent has no parameters to train", hint="see parameter_groups()")

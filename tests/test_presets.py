@@ -71,7 +71,7 @@ def test_published_gym_settings() -> None:
     assert s["agent_config"] == {
         "context": 20, "width": 128, "n_layer": 3, "n_head": 1, "activation": "relu",
         "dropout": 0.1, "embed_dropout": 0.1, "attn_dropout": 0.1, "max_timestep": 1000,
-        "timestep_embedding": "absolute", "windows": "any_start", "return_scale": 1000.0,
+        "positions": "timestep", "windows": "any_start", "return_scale": 1000.0,
     }  # fmt: skip
     assert s["train"]["steps"] == 100_000
     assert s["train"]["batch_size"] == 64

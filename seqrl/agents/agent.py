@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,8 +24,6 @@ from seqrl.spec import ActionKind, Batch, DataStats, LossOut, Step, TaskSpec, Wi
 if TYPE_CHECKING:
     from seqrl.datasets.trajectories import Trajectories
     from seqrl.draws import RowDraws
-
-ActingRule = Literal["recompute", "stream", "refill"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,9 @@ class Agent(nn.Module, ABC):
     multi_task: ClassVar[bool] = False
     memory: ClassVar[Literal["episode", "trial"]] = "episode"
     """Whether the acting state ends with the episode or lasts for a trial of several."""
-    acting_rules: ClassVar[tuple[ActingRule, ...]] = ("recompute",)
-    """Rules the agent can act by; the first is the default."""
+    acting_rules: ClassVar[tuple[str, ...]] = ("recompute",)
+    """Rules the agent can act by: ``recompute``, ``refill``, ``stream``, the latter perhaps with
+    what it gives up (``stream:tova``). The first is the default."""
     uses_returns: bool = True
     """False for agents that ignore the target return (one target is then enough)."""
     overfit_measure: ClassVar[tuple[str, float]] = ("action_error", 0.05)
@@ -159,9 +158,18 @@ class Agent(nn.Module, ABC):
         """``loss``, under the name that data-parallel wrappers and the compiler hook into."""
         return self.loss(batch)
 
+    def losses(self, batch: Batch) -> Iterator[LossOut] | None:
+        """Several losses of one batch, each followed by an optimiser step of its own.
+
+        For algorithms that step within a batch (once a segment, say); what one loss hands to the
+        next lives in the generator. None, as here, means the one step of ``loss``.
+        """
+        return None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups: ``params`` and, where they differ from the trainer's settings,
-        ``weight_decay`` or ``lr_scale``. By default one group of everything that trains."""
+        ``weight_decay``, ``lr_scale`` (multiplies the learning rate) or ``lr_max`` (caps it).
+        By default one group of everything that trains."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def after_update(self, step: int) -> None:

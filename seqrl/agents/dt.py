@@ -18,7 +18,9 @@ re-encodes K steps every time       the same values from a cache while the episo
 tanh in [-1, 1]                     stretched to the action bounds (the same where they are [-1, 1])
 ==================================  ===============================================================
 
-``timestep_embedding="window_start"``, ``token_positions`` and ``embed_tanh`` build the Atari model.
+``positions="window_start"``, ``token_positions`` and ``embed_tanh`` build the Atari model.
+``mixer`` puts another layer of the shelf in attention's place, keeping the rest of the block:
+``aaren``, ``mlstm``, ``s4d``, ``s6`` and others, one for all blocks or one each.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ from seqrl.errors import SeqrlError
 from seqrl.layers.dropout import Dropout
 from seqrl.layers.embeddings import ActionEmbedding, observation_embedding
 from seqrl.layers.heads import ActionHead, action_loss
+from seqrl.layers.mixer import Place, build_mixers
+from seqrl.layers.stack import grouped_parameters, residual_stack
+from seqrl.layers.token_memory import RULES, AttentionMemory, MixerMemory, TokenMemory
 from seqrl.layers.transformer import Transformer
 from seqrl.spec import Batch, DataStats, LossOut, Step, TaskSpec, WindowSpec
 
@@ -61,11 +66,14 @@ class DTConfig(AgentConfig):
     """On attention weights (published: 0.1; above 0 training leaves the fused attention path)."""
     return_tokens: bool = True
     """Condition on returns-to-go; without them this is the transformer behaviour cloning."""
-    timestep_embedding: Literal["absolute", "window", "window_start", "none"] = "absolute"
+    mixer: tuple[str, ...] = ("attention",)
+    """What mixes tokens: a name of `seqrl list mixers`, with options as in s4d:init=lin; one for
+    all blocks or one a block."""
+    positions: Literal["timestep", "window", "window_start", "relative", "none"] = "timestep"
     """Learned vector added to a step's tokens, by step of the episode, by place in the window, or
-    one a window by its first step (Atari); none adds nothing."""
+    one a window by its first step (Atari); relative: attention by distance; none adds nothing."""
     max_timestep: int = 1000
-    """Rows of the timestep table: episodes may not be longer (absolute, window_start)."""
+    """Rows of the timestep table: episodes may not be longer (timestep, window_start)."""
     token_positions: bool = False
     """Add a learned vector by place of the token in the window (Atari)."""
     embed_norm: bool = True
@@ -92,13 +100,11 @@ class DTConfig(AgentConfig):
 
 
 class DecisionTransformer(Agent):
-    """See the module's docstring. State ``[n]`` rows: window of tokens and/or key-value caches."""
+    """See the module's docstring. Its acting state is that of ``layers/token_memory.py``."""
 
     name = "dt"
     config_class = DTConfig
-    acting_rules = ("recompute", "stream", "refill")
-    offsets: Tensor
-    slots: Tensor
+    acting_rules = RULES
     battery_config = {"context": 6, "width": 32, "dropout": 0.0, "embed_dropout": 0.0}
     config: DTConfig
 
@@ -111,32 +117,42 @@ class DecisionTransformer(Agent):
         self.embed_rtg = nn.Linear(1, c.width) if c.return_tokens else None
         self.embed_obs = observation_embedding(task.observation, c.width)
         self.embed_action = ActionEmbedding(task.action, c.width)
-        tables = {"absolute": c.max_timestep, "window": c.context}
+        tables = {"timestep": c.max_timestep, "window": c.context}
         tables["window_start"] = c.max_timestep + 1
-        self.embed_time = (
-            None
-            if c.timestep_embedding == "none"
-            else nn.Embedding(tables[c.timestep_embedding], c.width)
-        )
-        self.positions = (
+        rows = tables.get(c.positions)
+        self.embed_time = None if rows is None else nn.Embedding(rows, c.width)
+        self.token_table = (
             nn.Parameter(torch.zeros(self.layout.size * c.context + 1, c.width))
             if c.token_positions
             else None
         )
         self.embed_norm = nn.LayerNorm(c.width) if c.embed_norm else None
         self.embed_dropout = Dropout(c.embed_dropout)
-        self.transformer = Transformer(
-            c.width, c.n_layer, c.n_head, c.activation, c.dropout, c.attn_dropout
-        )
+        self.stack, self.recall = self._stack_and_memory()
         self.head = ActionHead(task.action, c.width, bias=c.head_bias)
-        m = self.layout.size
-        self.register_buffer("offsets", torch.arange(-1, m - 1), persistent=False)
-        self.register_buffer("slots", torch.arange(m * c.context), persistent=False)
         self._atari_start()
+
+    def _stack_and_memory(self) -> tuple[nn.Module, TokenMemory]:
+        c, m = self.config, self.layout.size
+        memory = (c.context, m, self.layout.place(OBS), c.width, c.positions != "window_start")
+        if all(name == "attention" for name in c.mixer):
+            relative = c.positions == "relative"
+            sizes = (c.width, c.n_layer, c.n_head, c.activation, c.dropout, c.attn_dropout)
+            return Transformer(*sizes, relative), AttentionMemory(*memory)
+        place = Place(
+            width=c.width,
+            heads=c.n_head,
+            window=m * c.context,
+            period=m,
+            dropout=c.attn_dropout,
+            positions=c.positions,
+        )
+        mixers = build_mixers(c.mixer, place, c.n_layer)
+        return residual_stack(mixers, c.width, c.activation, c.dropout), MixerMemory(*memory)
 
     def _check_horizon(self) -> None:
         longest, c = self.stats[0].max_episode_length, self.config
-        if c.timestep_embedding in ("absolute", "window_start") and longest > c.max_timestep:
+        if c.positions in ("timestep", "window_start") and longest > c.max_timestep:
             raise SeqrlError(
                 f"episodes reach {longest:,} steps, agent.max_timestep is {c.max_timestep:,}",
                 hint=f"--agent.max-timestep {longest}",
@@ -144,7 +160,7 @@ class DecisionTransformer(Agent):
 
     def _atari_start(self) -> None:
         """The Atari release starts its position and time tables at 0 and its action table small."""
-        if self.config.timestep_embedding == "window_start" and self.embed_time is not None:
+        if self.config.positions == "window_start" and self.embed_time is not None:
             nn.init.zeros_(self.embed_time.weight)
         if self.config.embed_tanh and self.tasks[0].action.kind == "discrete":
             nn.init.normal_(next(self.embed_action.parameters()), std=0.02)
@@ -164,7 +180,9 @@ class DecisionTransformer(Agent):
         x = self.layout.interleave(tokens)[:, :-1]
         readers = self.layout.positions(OBS, steps, x.device)
         x = self.embed_dropout(self._finish_embedding(x))
-        return self.head(self.transformer(x, readers))
+        if isinstance(self.stack, Transformer):
+            return self.head(self.stack(x, readers))
+        return self.head(self.stack(x)[0][:, readers])
 
     def loss(self, batch: Batch) -> LossOut:
         return action_loss(
@@ -173,7 +191,7 @@ class DecisionTransformer(Agent):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         if self.config.decay == "all":
-            return super().parameter_groups()
+            return grouped_parameters(self)
         kinds = (nn.Linear, nn.Conv2d)
         decayed = {id(m.weight) for m in self.modules() if isinstance(m, kinds)}
         params = list(self.parameters())
@@ -199,7 +217,7 @@ class DecisionTransformer(Agent):
         """Time vectors ``[B, T, D]`` of a training window with timesteps ``[B, T]``."""
         if self.embed_time is None:
             return None
-        kind = self.config.timestep_embedding
+        kind = self.config.positions
         if kind == "window":
             places = torch.arange(timesteps.shape[1], device=timesteps.device)
             return self.embed_time(places).unsqueeze(0)
@@ -209,14 +227,11 @@ class DecisionTransformer(Agent):
 
     def _finish_embedding(self, x: Tensor) -> Tensor:
         """Token positions and norm of a window's tokens ``[B, L, D]``."""
-        if self.positions is not None:
-            x = x + self.positions[: x.shape[1]]
+        if self.token_table is not None:
+            x = x + self.token_table[: x.shape[1]]
         return x if self.embed_norm is None else self.embed_norm(x)
 
     # --- acting -------------------------------------------------------------------------------
-    # State: "count" [n] steps taken; "window" [n, K, m, D] tokens of the last K steps (before
-    # window-relative positions and norm); "caches" keys and values, one pair a block; "filled" [n]
-    # steps the cache holds. Slot p of a cache belongs to token p modulo its size.
 
     def set_acting(
         self,
@@ -224,56 +239,33 @@ class DecisionTransformer(Agent):
         decode: str | None = None,
         temperature: float | None = None,
     ) -> None:
-        if rule == "stream" and self._window_relative:
+        c = self.config
+        if rule in self.acting_rules and rule not in self.recall.rules:
             raise SeqrlError(
-                "rule 'stream' needs positions that do not move with the window",
-                hint="use --acting recompute or refill, or train with --agent.timestep-embedding "
-                "absolute or none",
+                f"rule '{rule}' needs attention in every layer, this agent has "
+                f"mixer {' '.join(c.mixer)}",
+                hint=f"its rules: {', '.join(self.recall.rules)}",
+            )
+        relative = c.positions in ("window", "window_start") or c.token_positions
+        if rule is not None and rule.startswith("stream") and relative:
+            raise SeqrlError(
+                f"rule '{rule}' needs positions that do not move with the window",
+                hint="use --acting recompute or refill, or train with --agent.positions "
+                "timestep, relative or none",
             )
         super().set_acting(rule, decode, temperature)
 
-    @property
-    def _window_relative(self) -> bool:
-        c = self.config
-        return c.timestep_embedding in ("window", "window_start") or c.token_positions
-
-    @property
-    def _cacheable(self) -> bool:
-        """False where the tokens of past steps change at every step (``window_start``)."""
-        return self.config.timestep_embedding != "window_start"
-
     def initial_state(self, n: int) -> dict[str, Any]:
-        c, m, rule = self.config, self.layout.size, self.acting.rule
-        weight = self.head.out.weight
-        state: dict[str, Any] = {"count": torch.zeros(n, dtype=torch.int64, device=weight.device)}
-        if rule != "stream":
-            state["window"] = weight.new_zeros(n, c.context, m, c.width)
-        if self._cacheable:
-            state["caches"] = self.transformer.new_caches(n, m * c.context)
-            state["filled"] = torch.zeros_like(state["count"])
-        return state
+        return self.recall.initial_state(self.stack, n, self.acting.rule)
 
     def reset(self, state: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-        # What lies beyond ``count`` is never read, so forgetting is setting the counts to zero.
-        fresh = {k: v.masked_fill(rows, 0) for k, v in state.items() if k in ("count", "filled")}
-        return {**state, **fresh}
+        return self.recall.reset(self.stack, state, rows)
 
     def step(self, state: dict[str, Any], step: Step) -> tuple[Tensor, dict[str, Any]]:
         tokens, action = self._step_tokens(step)
-        count = state["count"]
-        state = dict(state)
-        if self.acting.rule != "stream":
-            state["window"] = self._push(state["window"], count, tokens, action)
-        if not self._cacheable:
-            hidden = self._reencode(state["window"], count, step.timestep)
-        elif self.acting.rule == "recompute":
-            hidden = self._cached_then_reencoded(state, tokens, action, step.timestep)
-        elif self.acting.rule == "refill":
-            hidden = self._refilled(state, tokens, action)
-        else:
-            hidden = self._cached(state, tokens, action, state["filled"])
-            state["filled"] = state["filled"] + 1
-        state["count"] = count + 1
+        hidden, state = self.recall.advance(
+            self, self.stack, state, self.acting.rule, tokens, action, step.timestep, step.first
+        )
         return self.head(hidden), state
 
     def _step_tokens(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -284,97 +276,20 @@ class DecisionTransformer(Agent):
             parts.insert(0, rtg)
         tokens = torch.stack(parts, 1)
         action = self._squash(self.embed_action(step.prev_action))
-        if self.config.timestep_embedding == "absolute" and self.embed_time is not None:
+        if self.config.positions == "timestep" and self.embed_time is not None:
             t = step.timestep.clamp(max=self.config.max_timestep - 1)
             tokens = tokens + self.embed_time(t).unsqueeze(1)
             action = action + self.embed_time((t - 1).clamp(min=0))
         return tokens, action
 
-    def _push(self, window: Tensor, count: Tensor, tokens: Tensor, action: Tensor) -> Tensor:
-        """The window with the last action completed and the new step's tokens appended."""
-        n, k, m, _ = window.shape
-        rows = torch.arange(n, device=count.device)
-        full = count >= k
-        window = torch.where(full[:, None, None, None], window.roll(-1, 1), window)
-        place = count.clamp(max=k - 1)
-        before = (place - 1).clamp(min=0)
-        # A first step has no action before it; slot 0's action is written again one step later.
-        window[rows, before, m - 1] = action
-        window[rows, place, : m - 1] = tokens
-        return window
-
-    def _reencode(self, window: Tensor, count: Tensor, timestep: Tensor) -> Tensor:
-        """Hidden state ``[n, D]`` of the newest state token from the whole window's tokens."""
-        n, k, m, d = window.shape
-        x = window
-        if self.embed_time is not None and self.config.timestep_embedding == "window":
-            x = x + self.embed_time.weight[:, None]
-        elif self.embed_time is not None and self.config.timestep_embedding == "window_start":
+    def finish_tokens(self, x: Tensor, position: Tensor, timestep: Tensor) -> Tensor:
+        """Window-relative vectors and the norm; see :class:`TokenModel`."""
+        kind, position = self.config.positions, position.clamp(min=0)
+        if self.embed_time is not None and kind == "window":
+            x = x + self.embed_time(position.div(self.layout.size, rounding_mode="floor"))
+        elif self.embed_time is not None and kind == "window_start":
             # As released: at rollout the one time vector is the current step's.
-            t = timestep.clamp(max=self.config.max_timestep)
-            x = x + self.embed_time(t)[:, None, None]
-        x = self._finish_embedding(x.reshape(n, k * m, d)[:, :-1])
-        newest = count.clamp(max=k - 1) * m + self.layout.place(OBS)
-        return self.transformer(x, newest.unsqueeze(-1))[:, 0]
-
-    def _cached(
-        self, state: dict[str, Any], tokens: Tensor, action: Tensor, place: Tensor
-    ) -> Tensor:
-        """Hidden state ``[n, D]`` of the newest state token over the cache.
-
-        ``place [n]`` is the step's number in the cache's own counting.
-        """
-        k, m = self.config.context, self.layout.size
-        slots = k * m
-        x = torch.cat([action.unsqueeze(1), tokens], 1)  # (n, m, D)
-        position = place.unsqueeze(1) * m + self.offsets
-        if self.embed_time is not None and self.config.timestep_embedding == "window":
-            x = x + self.embed_time(position.clamp(min=0).div(m, rounding_mode="floor"))
-        if self.positions is not None:
-            x = x + self.positions[position.clamp(min=0)]
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
-        taken = position.remainder(slots)
-        newest = position[:, -1:]
-        holds = newest - (newest - self.slots).remainder(slots)
-        oldest = ((place - k + 1) * m).clamp(min=0).unsqueeze(1)
-        # On a first step the action token is no token at all: nothing sees it, and it is let see
-        # the step's first token only so that its attention is defined.
-        upto = position.clamp(min=0).unsqueeze(2)
-        seen = (holds >= oldest).unsqueeze(1) & (holds.unsqueeze(1) <= upto)  # (n, m, slots)
-        return self.transformer.extend(x, state["caches"], taken, seen.unsqueeze(1))
-
-    def _cached_then_reencoded(
-        self, state: dict[str, Any], tokens: Tensor, action: Tensor, timestep: Tensor
-    ) -> Tensor:
-        """Rule ``recompute``: equal to re-encoding the last K steps, from the cache while t < K.
-
-        Each row's path depends on its own age alone, so its result does not depend on the others.
-        """
-        count, k = state["count"], self.config.context
-        young = count < k
-        if not bool(young.any()):
-            return self._reencode(state["window"], count, timestep)
-        cached = self._cached(state, tokens, action, count.clamp(max=k - 1))
-        if bool(young.all()):
-            return cached
-        old = self._reencode(state["window"], count, timestep)
-        return torch.where(young.unsqueeze(1), cached, old)
-
-    def _refilled(self, state: dict[str, Any], tokens: Tensor, action: Tensor) -> Tensor:
-        """Rule ``refill``: a cache of up to K steps, re-encoded from the last K/2 when full."""
-        k, m = self.config.context, self.layout.size
-        keep = max(k // 2, 1)
-        full = state["filled"] >= k
-        if bool(full.any()):
-            # All but the newest step go back in; the newest follows like any other.
-            steps = state["window"][:, k - keep : k - 1]
-            if keep > 1:
-                x = steps.reshape(len(full), (keep - 1) * m, -1)
-                if self.embed_time is not None and self.config.timestep_embedding == "window":
-                    x = x + self.embed_time.weight[: keep - 1].repeat_interleave(m, 0)
-                self.transformer.prefill(self._finish_embedding(x), state["caches"], full)
-            state["filled"] = torch.where(full, keep - 1, state["filled"])
-        hidden = self._cached(state, tokens, action, state["filled"])
-        state["filled"] = state["filled"] + 1
-        return hidden
+            x = x + self.embed_time(timestep.clamp(max=self.config.max_timestep)).unsqueeze(1)
+        if self.token_table is not None:
+            x = x + self.token_table[position]
+        return x if self.embed_norm is None else self.embed_norm(x)

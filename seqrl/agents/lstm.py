@@ -89,7 +89,13 @@ class RecurrentAgent(Agent):
         prev = torch.roll(batch.actions, 1, dims=1)
         has_prev = torch.ones_like(batch.rewards)
         has_prev[:, 0] = 0
-        y, _ = self.cell(self._inputs(batch.observations, batch.returns_to_go, prev, has_prev))
+        x = self._inputs(batch.observations, batch.returns_to_go, prev, has_prev)
+        # Processors without bf16 instructions have no fused bf16 cell: float32 on CPUs.
+        if x.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                y, _ = self.cell(x.float())
+        else:
+            y, _ = self.cell(x)
         return self.head(self.dropout(y))
 
     def loss(self, batch: Batch) -> LossOut:

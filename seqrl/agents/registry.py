@@ -42,7 +42,7 @@ ROWS: tuple[AgentRow, ...] = (
         "seqrl.agents.dt:DecisionTransformer",
         "Decision Transformer, Chen et al. 2021",
         ("continuous", "discrete"),
-        ("recompute", "stream", "refill"),
+        ("recompute", "stream", "refill", "stream:window+first", "stream:tova"),
         0.73,
     ),
     AgentRow(

@@ -1,4 +1,4 @@
-"""``seqrl list``: agents, environments, datasets, presets and runs, one table each."""
+"""``seqrl list``: agents, mixers, environments, datasets, presets, runs, one table each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def help_for(argv: Sequence[str]) -> str:
     """The text of ``seqrl list --help``."""
     return output.help_text(
         _flags(),
-        "What exists: agents, environments, datasets (built in, and in the local Minari store), "
-        "presets, and the runs under a folder.",
+        "What exists: agents, sequence mixers, environments, datasets (built in, and in the local "
+        "Minari store), presets, and the runs under a folder.",
         examples=["seqrl list agents", "seqrl list presets --json", "seqrl list runs runs/hopper"],
     )
 
@@ -76,12 +76,19 @@ def agents() -> Rows:
         {
             "name": r.name,
             "actions": ", ".join(short.get(a, a) for a in r.actions),
-            "acting": "|".join(r.acting),
+            "acting": "|".join(dict.fromkeys(a.partition(":")[0] for a in r.acting)),
             "params": f"{r.parameters:.2f}M",
             "paper": r.paper,
         }
         for r in ROWS
     ]
+
+
+def mixers() -> Rows:
+    """Sequence layers that an agent's ``mixer`` field may name."""
+    from seqrl.layers.shelf import ROWS
+
+    return [{"name": r.name, "memory": r.memory, "what": r.what} for r in ROWS]
 
 
 def envs() -> Rows:
@@ -196,6 +203,7 @@ def _result(entry: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[..., Rows]] = {
     "agents": agents,
+    "mixers": mixers,
     "envs": envs,
     "datasets": datasets,
     "presets": presets,
@@ -204,6 +212,7 @@ TABLES: dict[str, Callable[..., Rows]] = {
 
 _FOOTNOTES = {
     "agents": "* default config.  Train one:  seqrl train AGENT --data DATASET",
+    "mixers": "Use one:  seqrl train dt --agent.mixer NAME[:option=value,...]",
     "envs": "Any Gymnasium environment works by its id, those of other packages as module:EnvId.",
     "datasets": "Other sources: minari:ID d4rl:FILE.hdf5 npz:FILE.npz cache:FOLDER oracle:ENV?k=v "
     "random:ENV?k=v",

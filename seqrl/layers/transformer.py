@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrl.layers.attention import CausalSelfAttention, take_tokens
+from seqrl.layers.attention import CausalSelfAttention, Ring, take_tokens
 from seqrl.layers.dropout import add_dropped
 
 Activation = Literal["relu", "gelu"]
@@ -23,11 +23,17 @@ class Block(nn.Module):
     """``x + attention(LN(x))`` followed by ``x + MLP(LN(x))``, MLP D -> 4D -> D (Radford 2019)."""
 
     def __init__(
-        self, width: int, heads: int, activation: Activation, dropout: float, attn_dropout: float
+        self,
+        width: int,
+        heads: int,
+        activation: Activation,
+        dropout: float,
+        attn_dropout: float,
+        relative: bool = False,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = CausalSelfAttention(width, heads, attn_dropout)
+        self.attention = CausalSelfAttention(width, heads, attn_dropout, relative)
         self.norm2 = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
@@ -41,10 +47,18 @@ class Block(nn.Module):
         x = x if readers is None else take_tokens(x, readers)
         return self._mlp(add_dropped(x, y, self.dropout, self.training))
 
-    def extend(self, x: Tensor, cache: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
-        """New tokens ``[B, M, D]`` through the block; output of the last Q = ``mask.shape[2]``."""
-        y = self.attention.extend(self.norm1(x), cache, slots, mask)
-        return self._mlp(x[:, -mask.shape[2] :] + y)
+    def extend(self, x: Tensor, cache: Tensor, where: Ring, position: Tensor) -> Tensor:
+        """New tokens ``[B, M, D]`` through the block; output of the last Q, which the mask says."""
+        y = self.attention.extend(self.norm1(x), cache, where.slots, where.mask, position)
+        return self._mlp(x[:, -where.mask.shape[2] :] + y)
+
+    def extend_scored(
+        self, x: Tensor, cache: Tensor, places: Tensor, scores: Tensor, position: Tensor
+    ) -> Tensor:
+        """New tokens through the block, evicting what is looked at least."""
+        return self._mlp(
+            x + self.attention.extend_scored(self.norm1(x), cache, places, scores, position)
+        )
 
     def _mlp(self, x: Tensor) -> Tensor:
         # Flat rows: on a matrix the linear layer's output is no view, so the activation may truly
@@ -64,10 +78,11 @@ class Transformer(nn.Module):
         activation: Activation = "relu",
         dropout: float = 0.0,
         attn_dropout: float = 0.0,
+        relative: bool = False,
     ):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(width, heads, activation, dropout, attn_dropout) for _ in range(layers)
+            Block(width, heads, activation, dropout, attn_dropout, relative) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
         for module in self.modules():
@@ -102,17 +117,32 @@ class Transformer(nn.Module):
             if i < last:
                 x = block(x)
 
-    def extend(self, x: Tensor, caches: list[Tensor], slots: Tensor, mask: Tensor) -> Tensor:
+    def extend(self, x: Tensor, caches: list[Tensor], where: Ring, position: Tensor) -> Tensor:
         """Append tokens to the caches; hidden state of the last one, ``[B, D]``.
 
         Args:
             x: ``[B, M, D]`` new tokens.
-            slots: ``[B, M]`` cache slots they take.
-            mask: ``[B, 1, M, C]`` slots each may see.
+            where: the slots they take and what each may see.
+            position: ``[B, M]`` of the new tokens.
         """
         last = len(self.blocks) - 1
         for i, (block, cache) in enumerate(zip(self._blocks(), caches, strict=True)):
-            x = block.extend(x, cache, slots, mask[:, :, -1:] if i == last else mask)
+            if i == last:
+                where = Ring(where.slots, where.mask[:, :, -1:])
+            x = block.extend(x, cache, where, position)
+        return self.norm(x[:, -1])
+
+    def extend_scored(
+        self, x: Tensor, caches: list[Tensor], places: Tensor, scores: Tensor, position: Tensor
+    ) -> Tensor:
+        """As ``extend``, each layer keeping the tokens it looks at: eviction ``tova``.
+
+        Args:
+            places: ``[B, layers, C]`` position each slot holds, written in place.
+            scores: ``[B, layers, C]`` attention paid to each slot, written in place.
+        """
+        for i, (block, cache) in enumerate(zip(self._blocks(), caches, strict=True)):
+            x = block.extend_scored(x, cache, places[:, i], scores[:, i], position)
         return self.norm(x[:, -1])
 
     def _blocks(self) -> list[Block]:

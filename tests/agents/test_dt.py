@@ -17,6 +17,7 @@ from seqrl.datasets.trajectories import Trajectories
 from seqrl.errors import SeqrlError
 from seqrl.layers.attention import CausalSelfAttention
 from seqrl.layers.dropout import fast_dropout
+from seqrl.layers.token_memory import RULES
 from seqrl.spec import ActionSpec, Batch, DataStats, ObservationSpec, Step, TaskSpec
 from seqrl.testing.battery import build, steps_of, stream, tiny_data, whole_episodes
 
@@ -52,7 +53,7 @@ def test_gym_parameter_count_is_the_published_one(s: int, a: int, count: int) ->
 
 
 ATARI = DTConfig(
-    n_layer=6, n_head=8, activation="gelu", timestep_embedding="window_start", embed_norm=False,
+    n_layer=6, n_head=8, activation="gelu", positions="window_start", embed_norm=False,
     token_positions=True, embed_tanh=True, head_bias=False, decay="weights", context=30,
 )  # fmt: skip
 
@@ -131,7 +132,7 @@ def left_padded_reference(agent: DecisionTransformer, batch: Batch) -> torch.Ten
     x = F.layer_norm(tokens, tokens.shape[-1:], agent.embed_norm.weight, agent.embed_norm.bias)
     pad = (1 - mask.repeat_interleave(3, 1).float()) * -1e4
     future = torch.ones(3 * k, 3 * k).tril().bool()
-    for block in agent.transformer.blocks:
+    for block in agent.stack.blocks:
         y = block.norm1(x)
         att = block.attention
         q, key, v = F.linear(y, att.qkv.weight, att.qkv.bias).chunk(3, -1)
@@ -139,7 +140,7 @@ def left_padded_reference(agent: DecisionTransformer, batch: Batch) -> torch.Ten
         w = torch.where(future, w, torch.tensor(-1e4)) + pad[:, None]
         x = x + att.out(w.softmax(-1) @ v)
         x = x + block.down(F.relu(block.up(block.norm2(x))))
-    out = agent.head(agent.transformer.norm(x)[:, 1::3])
+    out = agent.head(agent.stack.norm(x)[:, 1::3])
     return torch.stack([torch.roll(out[i], int(real[i] - k), 0) for i in range(b)])
 
 
@@ -172,14 +173,14 @@ def test_last_block_computed_at_state_tokens_alone_is_exact() -> None:
     x = torch.randn(4, 17, 32)
     readers = torch.arange(6) * 3 + 1
     with torch.no_grad():
-        trimmed, full = agent.transformer(x, readers), agent.transformer(x)[:, readers]
+        trimmed, full = agent.stack(x, readers), agent.stack(x)[:, readers]
     assert float((trimmed - full).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("time", ["absolute", "window", "none"])
+@pytest.mark.parametrize("time", ["timestep", "window", "relative", "none"])
 def test_recompute_beyond_the_window_is_re_encoding_the_last_steps(time: str) -> None:
     data = tiny_data("continuous")
-    agent = build(DecisionTransformer, data, timestep_embedding=time).eval()
+    agent = build(DecisionTransformer, data, positions=time).eval()
     k = agent.config.context
     long = build(DecisionTransformer, data, context=20)
     batch = whole_episodes(long, data, rows=3)
@@ -227,7 +228,7 @@ def mixed_ages(agent: DecisionTransformer, batch: Batch, rule: str) -> None:
                 assert torch.equal(y[1], alone[1, t - late]), t
 
 
-@pytest.mark.parametrize("rule", ["recompute", "stream", "refill"])
+@pytest.mark.parametrize("rule", RULES)
 def test_rows_of_different_age_do_not_touch_each_other(rule: str) -> None:
     data = tiny_data("continuous")
     agent = build(DecisionTransformer, data).eval()
@@ -251,7 +252,7 @@ def test_stream_equals_recompute_within_the_window_and_is_another_rule_beyond() 
 def test_refill_keeps_between_half_and_all_of_the_window() -> None:
     """After a refill the policy has forgotten what is older than K/2 steps, not more."""
     data = tiny_data("continuous")
-    agent = build(DecisionTransformer, data, timestep_embedding="none").eval()
+    agent = build(DecisionTransformer, data, positions="none").eval()
     agent.set_acting(rule="refill")
     batch = whole_episodes(build(DecisionTransformer, data, context=20), data, rows=3)
     k, t = agent.config.context, agent.config.context  # the first refill happens at t = K
@@ -264,7 +265,7 @@ def test_refill_keeps_between_half_and_all_of_the_window() -> None:
 
 
 def test_stream_is_refused_where_positions_move() -> None:
-    agent = build(DecisionTransformer, tiny_data("continuous"), timestep_embedding="window")
+    agent = build(DecisionTransformer, tiny_data("continuous"), positions="window")
     with pytest.raises(SeqrlError, match="stream"):
         agent.set_acting(rule="stream")
     assert agent.acting.rule == "recompute"
@@ -277,7 +278,7 @@ def test_episodes_longer_than_the_time_table_are_refused() -> None:
     with pytest.raises(SeqrlError, match="episodes reach 30 steps") as e:
         build(DecisionTransformer, data, max_timestep=10)
     assert e.value.hint == "--agent.max-timestep 30"
-    build(DecisionTransformer, data, max_timestep=10, timestep_embedding="none")
+    build(DecisionTransformer, data, max_timestep=10, positions="none")
 
 
 def test_without_return_tokens_the_target_does_not_matter() -> None:

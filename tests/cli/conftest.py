@@ -15,7 +15,7 @@ from seqrl.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
-AGENT = ["--agent.width", "16", "--agent.n-layer", "1", "--agent.timestep-embedding", "none"]
+AGENT = ["--agent.width", "16", "--agent.n-layer", "1", "--agent.positions", "none"]
 TINY = ["--data", "tmaze-smoke", "--context", "10", *AGENT]
 """A Decision Transformer that trains in a second."""
 QUICK_EVAL = ["--eval.episodes", "8", "--eval-episodes", "4", "--eval-every", "20"]

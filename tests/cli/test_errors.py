@@ -86,7 +86,7 @@ def test_mistake(cli: Cli, words: list[str], message: str, hint: str) -> None:
 
 
 def test_horizon_beyond_the_position_table(cli: Cli) -> None:
-    words = ["--agent.timestep-embedding", "absolute", "--agent.max-timestep", "3"]
+    words = ["--agent.positions", "timestep", "--agent.max-timestep", "3"]
     done = cli("train", "dt", *TINY, *words)
     assert done.code == 2
     assert "agent.max_timestep is 3" in done.err

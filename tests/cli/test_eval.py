@@ -74,7 +74,7 @@ def test_play_writes_a_film(cli: Cli, run: Path) -> None:
 
 
 def test_the_python_mirror(cli: Cli, run_dir: Path) -> None:
-    settings = {"width": 16, "n_layer": 1, "timestep_embedding": "none"}
+    settings = {"width": 16, "n_layer": 1, "positions": "none"}
     data = seqrl.load_dataset("tmaze-smoke")
     run = seqrl.train(
         "dt", data, steps=60, seed=0, lr=3e-3, context=10, agent_config=settings, targets=[0, 1],

@@ -96,12 +96,12 @@ def test_precedence_class_preset_file_flag(cli: Cli, tmp_path: Path) -> None:
 def test_without_data_the_built_in_set_and_its_preset(cli: Cli) -> None:
     config = json.loads(cli("config", "show", "dt", "--json").out)
     assert (config["data"], config["preset"]) == (["tmaze-30"], "dt/tmaze-30")
-    assert config["agent_config"]["timestep_embedding"] == "none"
+    assert config["agent_config"]["positions"] == "none"
     named = json.loads(cli("config", "show", "dt", "--data", "tmaze-30", "--json").out)
     assert named == config
     bare = json.loads(cli("config", "show", "dt", "--preset", "none", "--json").out)
     assert bare["preset"] is None
-    assert bare["agent_config"]["timestep_embedding"] == "absolute"
+    assert bare["agent_config"]["positions"] == "timestep"
     agentless = json.loads(cli("config", "show", "--preset", "dt/tmaze-30", "--json").out)
     assert agentless["agent"] == "dt"
 
