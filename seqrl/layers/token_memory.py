@@ -28,13 +28,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from seqrl.layers.attention import ring
+from seqrl.layers.attention import Ring, ring
 from seqrl.layers.stack import MixerStack
 from seqrl.layers.state import select_rows
 from seqrl.layers.transformer import Transformer
 
 RULES = ("recompute", "stream", "refill", "stream:window+first", "stream:tova")
 """Of a stack of attention alone; any other stack has the first two."""
+
+_BLOCK = 512
+"""Keys that torch's fused attention on CPUs takes in at a time."""
 
 
 class TokenModel(Protocol):
@@ -221,8 +224,15 @@ class AttentionMemory(TokenMemory):
                 x, state["caches"], state["places"], state["scores"], position
             )
         oldest = ((place - k + 1) * m + kept).clamp(min=0).unsqueeze(1)
-        where = ring(position, k * m, oldest, kept)
-        return stack.extend(x, state["caches"], where, position)
+        where, caches = ring(position, k * m, oldest, kept), state["caches"]
+        if k * m > _BLOCK and not torch.compiler.is_exporting():
+            # Leave out blocks that no row has reached. The fused kernel sums block by block, so
+            # blocks that are masked throughout change no bit: rows stay independent.
+            used = min((int(position.max()) // _BLOCK + 1) * _BLOCK, k * m)
+            caches = [c[:, :used] for c in caches]
+            # A missing action's slot is any that its row does not use.
+            where = Ring(where.slots.clamp(max=used - 1), where.mask[..., :used])
+        return stack.extend(x, caches, where, position)
 
     def _cached_then_reencoded(
         self,

@@ -68,6 +68,26 @@ def test_what_each_eviction_remembers_in_one_layer() -> None:
     assert (held.sort(1).values != torch.arange(41, 59)).any(), "tova keeps just the newest"
 
 
+@pytest.mark.parametrize("rule", ["recompute", "stream"])
+def test_rows_of_a_long_cache_do_not_depend_on_the_age_of_others(rule: str) -> None:
+    """Beside an old row a young one is computed over more, masked, slots: not a bit changes."""
+    data = tiny_data("continuous")
+    agent = build(DecisionTransformer, data, context=400, positions="none", n_head=2).eval()
+    agent.set_acting(rule=rule)
+    batch = long_batch(20, rows=4)
+    steps = steps_of(batch)
+    young, _ = stream(agent, steps)
+    state = agent.initial_state(4)
+    with torch.no_grad():
+        for t in range(380):
+            _, state = agent.step(state, steps[t % 20])
+        state = agent.reset(state, torch.tensor([True, False, True, False]))
+        for t, s in enumerate(steps):
+            y, state = agent.step(state, s)
+            assert torch.equal(y[[0, 2]], young[[0, 2], t]), t
+            assert not torch.equal(y[1], young[1, t])
+
+
 @pytest.mark.parametrize("rule", ["stream:window+first", "stream:tova"])
 def test_evictions_change_nothing_while_the_episode_fits(rule: str) -> None:
     data, batch = tiny_data("continuous"), long_batch(6)
