@@ -40,3 +40,9 @@ def select_rows(rows: Tensor, where_true: Any, where_false: Any) -> Any:
 def take_rows(state: Any, rows: Tensor | slice) -> Any:
     """The given rows of a state."""
     return map_states(lambda t: t[rows], state)
+
+
+def exporting() -> bool:
+    """Whether a graph is being traced, where no branch may look at a tensor's values."""
+    # is_exporting is younger than the oldest torch this package takes.
+    return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from seqrl.layers.attention import Ring, ring
 from seqrl.layers.stack import MixerStack
-from seqrl.layers.state import select_rows
+from seqrl.layers.state import exporting, select_rows
 from seqrl.layers.transformer import Transformer
 
 RULES = ("recompute", "stream", "refill", "stream:window+first", "stream:tova")
@@ -225,7 +225,7 @@ class AttentionMemory(TokenMemory):
             )
         oldest = ((place - k + 1) * m + kept).clamp(min=0).unsqueeze(1)
         where, caches = ring(position, k * m, oldest, kept), state["caches"]
-        if k * m > _BLOCK and not torch.compiler.is_exporting():
+        if k * m > _BLOCK and not exporting():
             # Leave out blocks that no row has reached. The fused kernel sums block by block, so
             # blocks that are masked throughout change no bit: rows stay independent.
             used = min((int(position.max()) // _BLOCK + 1) * _BLOCK, k * m)
@@ -349,7 +349,7 @@ class MixerMemory(TokenMemory):
         x = model.finish_tokens(x, position, timestep)
         y, mixers = stack.step(x[:, 0], state["mixers"])
         # Before a first step there was no action: forget that token where it was none.
-        if torch.compiler.is_exporting():
+        if exporting():
             mixers = select_rows(first, stack.initial_state(x.shape[0]), mixers)
         elif bool(first.any()):
             mixers = stack.reset(mixers, first)
