@@ -64,7 +64,16 @@ def train_words(agent: str, data: str, seed: int, steps: int, run: Path) -> list
     uri, targets = DATA[data]
     return [
         *("train", *AGENTS[agent], "--data", uri, "--seed", str(seed), "--steps", str(steps)),
-        *("--targets", targets, "--eval.episodes", "20", "--eval-every", str(steps // 2)),
+        *(
+            "--optim.warmup-steps",
+            "500",
+            "--targets",
+            targets,
+            "--eval.episodes",
+            "20",
+            "--eval-every",
+            str(steps // 2),
+        ),
         *("--eval-episodes", "10", "--out", str(run)),
     ]
 
