@@ -31,7 +31,7 @@ from seqrl.datasets.sampling import Sampler
 from seqrl.datasets.trajectories import Trajectories
 from seqrl.errors import SeqrlError
 from seqrl.layers.state import map_states
-from seqrl.spec import Batch, Step
+from seqrl.spec import Batch, Step, WindowSpec
 
 KINDS = ("continuous", "discrete", "image")
 
@@ -263,6 +263,35 @@ def check_rows_independent(cls: type[Agent], kind: str) -> None:
         assert gap <= cls.tolerance["streaming"], f"row {i} alone differs by {gap}"
 
 
+@torch.no_grad()
+def check_recompute_forgets(cls: type[Agent], kind: str) -> None:
+    """By rule ``recompute``, histories that agree on the last K steps predict the same."""
+    if "recompute" not in cls.acting_rules:
+        return
+    length = build(cls, tiny_data(kind)).config.window().length
+    if length is None:  # an agent of whole episodes has no K
+        return
+    data = tiny_data(kind, longest=3 * length)
+    agent = build(cls, data).eval()
+    agent.set_acting(rule="recompute")
+    for module in agent.modules():  # small first weights would let little through to be seen
+        if isinstance(module, torch.nn.Linear):
+            module.weight.mul_(3)
+    batch = Sampler([data], WindowSpec("episode_start", 3 * length), 4, seed=3).batch(0)
+    other = copy.deepcopy(batch)
+    old = slice(0, 2 * length)
+    other.observations[:, old] = 1
+    other.actions[:, old] = 1
+    other.rewards[:, old] = 9.0
+    other.returns_to_go[:, old] = -5.0
+    one, two = (stream(agent, steps_of(b))[0] for b in (batch, other))
+    assert _gap(one[:, old], two[:, old]) > 0, "the histories differ in no prediction"
+    gap = _gap(one[:, -1], two[:, -1])
+    assert gap <= cls.tolerance["streaming"], (
+        f"what is older than the last {length} steps changes the prediction by {gap}"
+    )
+
+
 def check_config_json(cls: type[Agent], kind: str) -> None:
     """Configs survive JSON, and unknown fields are refused by name."""
     for config in (cls.config_class(), cls.config_class(**cls.battery_config)):
@@ -386,6 +415,7 @@ CHECKS: tuple[Callable[[type[Agent], str], None], ...] = (
     check_streaming,
     check_row_reset,
     check_rows_independent,
+    check_recompute_forgets,
     check_config_json,
     check_gradients,
     check_overfits,

@@ -1,0 +1,156 @@
+"""The token mixer of Decision ConvFormer (Kim et al. 2024, arXiv 2310.03022, section 4).
+
+One causal depth-wise filter for each kind of token. Token p has type ``p % P`` (return, state,
+action for P = 3), and its own type chooses the filter that reads the L tokens up to it:
+
+    y[p, c] = b_type(p)[c] + sum_{l < L} W_type(p)[c, L-1-l] x[p-l, c],   x = 0 before the start
+
+Every position is computed once, with its own filter; the release computes all P filters everywhere
+and keeps one of them. Weights are those of P ``nn.Conv1d(D, D, L, groups=D)``, one after another.
+
+Shapes: B rows, N tokens, D width, P types, L taps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from seqrl.errors import SeqrlError
+from seqrl.layers.dropout import Dropout
+from seqrl.layers.mixer import Mixer, Place
+
+
+class ThreeFilterConv(Mixer):
+    """See the module's docstring. State: the last L - 1 inputs ``past [B, L-1, D]``, oldest first,
+    and ``phase [B]`` int64, the type of the next token.
+
+    Args:
+        width: D.
+        period: P, 3 for (return, state, action); 2 where one of them is left out.
+        kernel: L.
+        proj: a linear layer and dropout after the filters (``conv_proj`` of the Atari release).
+        dropout: after that layer.
+    """
+
+    unlimited = False
+
+    def __init__(
+        self,
+        width: int,
+        period: int = 3,
+        kernel: int = 6,
+        proj: bool = False,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        if min(period, kernel) < 1:
+            raise SeqrlError(f"period {period} and kernel {kernel} must be at least 1")
+        self.period, self.kernel = period, kernel
+        self.weight = nn.Parameter(torch.empty(period, width, kernel))
+        self.bias = nn.Parameter(torch.empty(period, width))
+        for p in (self.weight, self.bias):  # as nn.Conv1d with one input channel a filter
+            nn.init.uniform_(p, -(kernel**-0.5), kernel**-0.5)
+        self.proj = nn.Linear(width, width) if proj else None
+        self.dropout = Dropout(dropout)
+        if self.proj is not None:
+            nn.init.normal_(self.proj.weight, std=0.02)
+            nn.init.zeros_(self.proj.bias)
+
+    @classmethod
+    def for_stack(cls, place: Place, **options: Any) -> ThreeFilterConv:
+        return cls(place.width, **{"period": place.period, **options})
+
+    def forward(
+        self, x: Tensor, state: Any = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """See :meth:`Mixer.forward`.
+
+        Args:
+            mask: ``[B, N]``, False or 0 at padding, which then counts as what comes before the
+                start. Padding after the last real token needs no mask.
+        """
+        x = x if mask is None else x * mask.unsqueeze(-1).to(x.dtype)
+        if state is None:
+            return self._finish(_Filter.apply(x, self.weight, self.bias)), None
+        n = x.shape[1]
+        seen = torch.cat([state["past"], x], 1)
+        # Rows may stand at different types, so each has its own sequence of filters.
+        types = state["phase"].unsqueeze(1) + torch.arange(n, device=x.device)
+        types = types.remainder(self.period)
+        y = self.bias[types]  # (B, N, D)
+        for i, taps in enumerate(self.weight.permute(2, 0, 1).unbind(0)):
+            y = torch.addcmul(y, seen[:, i : i + n], taps[types])
+        phase = (state["phase"] + n).remainder(self.period)
+        return self._finish(y), {"past": seen[:, n:], "phase": phase}
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        phase = state["phase"]
+        seen = torch.cat([state["past"], x.unsqueeze(1)], 1)  # (B, L, D)
+        taps = self.weight.index_select(0, phase).transpose(1, 2)
+        y = (seen * taps).sum(1) + self.bias.index_select(0, phase)
+        after = {"past": seen[:, 1:], "phase": (phase + 1).remainder_(self.period)}
+        return self._finish(y), after
+
+    def initial_state(self, rows: int) -> dict[str, Tensor]:
+        past = self.weight.new_zeros(rows, self.kernel - 1, self.weight.shape[1])
+        return {"past": past, "phase": torch.zeros(rows, dtype=torch.int64, device=past.device)}
+
+    def _finish(self, y: Tensor) -> Tensor:
+        return y if self.proj is None else self.dropout(self.proj(y))
+
+
+class _Filter(torch.autograd.Function):
+    """``x [B, N, D]``, ``weight [P, D, L]``, ``bias [P, D]`` to ``[B, N, D]``, from type 0.
+
+    Tokens of one type are every P-th: a few multiplications of such strided sequences take a third
+    of the library's time on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        period, _, length = weight.shape
+        taps, y = _taps(weight, x.dtype), torch.empty_like(x)
+        for j in range(period):
+            y[:, j::period] = torch.addcmul(bias[j].to(x.dtype), x[:, j::period], taps[-1, j])
+        for j, lag, here, there in _reads(period, length, x.shape[1]):
+            y[:, here].addcmul_(x[:, there], taps[length - 1 - lag, j])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        period, _, length = weight.shape
+        taps, gx = _taps(weight, x.dtype), torch.empty_like(x)
+        gw, gb = torch.zeros_like(taps), taps.new_empty(taps.shape[1:])
+        for j in range(period):
+            own = g[:, j::period]
+            gx[:, j::period] = own * taps[-1, j]
+            gw[-1, j] = (x[:, j::period] * own).sum((0, 1))
+            gb[j] = own.sum((0, 1))
+        for j, lag, here, there in _reads(period, length, x.shape[1]):
+            gx[:, there].addcmul_(g[:, here], taps[length - 1 - lag, j])
+            gw[length - 1 - lag, j] = (x[:, there] * g[:, here]).sum((0, 1))
+        return gx, gw.permute(1, 2, 0).to(weight.dtype), gb.to(weight.dtype)
+
+
+def _taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[L, P, D]``, contiguous."""
+    return weight.permute(2, 0, 1).to(dtype).contiguous()
+
+
+def _reads(period: int, length: int, tokens: int) -> list[tuple[int, int, slice, slice]]:
+    """(type, lag, tokens of the type, the tokens that many places before them), lags from 1."""
+    out = []
+    for lag in range(1, min(length, tokens)):
+        for j in range(period):
+            first = lag + (j - lag) % period
+            if first < tokens:
+                here = slice(first, None, period)
+                out.append((j, lag, here, slice(first - lag, tokens - lag, period)))
+    return out
