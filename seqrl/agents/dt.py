@@ -28,17 +28,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from seqrl.agents.agent import Agent, AgentConfig, require
 from seqrl.datasets.tokens import ACTION, OBS, RTG, TripletLayout
 from seqrl.errors import SeqrlError
-from seqrl.layers.dropout import Dropout
-from seqrl.layers.embeddings import ActionEmbedding, observation_embedding
 from seqrl.layers.heads import ActionHead, action_loss
 from seqrl.layers.mixer import Place, build_mixers
 from seqrl.layers.stack import grouped_parameters, residual_stack
+from seqrl.layers.step_tokens import StepTokens, check_horizon
 from seqrl.layers.token_memory import RULES, AttentionMemory, MixerMemory, TokenMemory
 from seqrl.layers.transformer import Transformer
 from seqrl.spec import Batch, DataStats, LossOut, Step, TaskSpec, WindowSpec
@@ -112,25 +110,17 @@ class DecisionTransformer(Agent):
         super().__init__(config, tasks, stats)
         c, task = config, self.tasks[0]
         self.uses_returns = c.return_tokens
+        check_horizon(c.positions, c.max_timestep, self.stats[0].max_episode_length)
         self.layout = TripletLayout((RTG, OBS, ACTION) if c.return_tokens else (OBS, ACTION))
-        self._check_horizon()
-        self.embed_rtg = nn.Linear(1, c.width) if c.return_tokens else None
-        self.embed_obs = observation_embedding(task.observation, c.width)
-        self.embed_action = ActionEmbedding(task.action, c.width)
-        tables = {"timestep": c.max_timestep, "window": c.context}
-        tables["window_start"] = c.max_timestep + 1
-        rows = tables.get(c.positions)
-        self.embed_time = None if rows is None else nn.Embedding(rows, c.width)
-        self.token_table = (
-            nn.Parameter(torch.zeros(self.layout.size * c.context + 1, c.width))
-            if c.token_positions
-            else None
-        )
-        self.embed_norm = nn.LayerNorm(c.width) if c.embed_norm else None
-        self.embed_dropout = Dropout(c.embed_dropout)
+        self.tokens = StepTokens(
+            task, c.width, self.layout, context=c.context, positions=c.positions,
+            max_timestep=c.max_timestep, per_token=c.token_positions, norm=c.embed_norm,
+            tanh=c.embed_tanh, dropout=c.embed_dropout,
+        )  # fmt: skip
         self.stack, self.recall = self._stack_and_memory()
         self.head = ActionHead(task.action, c.width, bias=c.head_bias)
-        self._atari_start()
+        if c.embed_tanh and task.action.kind == "discrete":  # as the Atari release starts it
+            nn.init.normal_(self.head.out.weight, std=0.02)
 
     def _stack_and_memory(self) -> tuple[nn.Module, TokenMemory]:
         c, m = self.config, self.layout.size
@@ -150,36 +140,12 @@ class DecisionTransformer(Agent):
         mixers = build_mixers(c.mixer, place, c.n_layer)
         return residual_stack(mixers, c.width, c.activation, c.dropout), MixerMemory(*memory)
 
-    def _check_horizon(self) -> None:
-        longest, c = self.stats[0].max_episode_length, self.config
-        if c.positions in ("timestep", "window_start") and longest > c.max_timestep:
-            raise SeqrlError(
-                f"episodes reach {longest:,} steps, agent.max_timestep is {c.max_timestep:,}",
-                hint=f"--agent.max-timestep {longest}",
-            )
-
-    def _atari_start(self) -> None:
-        """The Atari release starts its position and time tables at 0 and its action table small."""
-        if self.config.positions == "window_start" and self.embed_time is not None:
-            nn.init.zeros_(self.embed_time.weight)
-        if self.config.embed_tanh and self.tasks[0].action.kind == "discrete":
-            nn.init.normal_(next(self.embed_action.parameters()), std=0.02)
-            nn.init.normal_(self.head.out.weight, std=0.02)
-
     # --- learning -----------------------------------------------------------------------------
 
     def predict(self, batch: Batch) -> Tensor:
-        steps = batch.mask.shape[1]
-        rtg, obs = self._embed_returns(batch.returns_to_go), self._embed_obs(batch.observations)
-        tokens = {OBS: obs, ACTION: self._squash(self.embed_action(batch.actions))}
-        if rtg is not None:
-            tokens[RTG] = rtg
-        if (time := self._time(batch.timesteps)) is not None:
-            tokens = {k: v + time for k, v in tokens.items()}
-        # Nothing follows the last action token, so it is never looked at.
-        x = self.layout.interleave(tokens)[:, :-1]
-        readers = self.layout.positions(OBS, steps, x.device)
-        x = self.embed_dropout(self._finish_embedding(x))
+        rtg, obs = self.scaled(batch.returns_to_go), self.observe(batch.observations)
+        x = self.tokens.window(rtg, obs, batch.actions, batch.timesteps)
+        readers = self.layout.positions(OBS, batch.mask.shape[1], x.device)
         if isinstance(self.stack, Transformer):
             return self.head(self.stack(x, readers))
         return self.head(self.stack(x)[0][:, readers])
@@ -200,37 +166,6 @@ class DecisionTransformer(Agent):
             {"params": [p for p in params if id(p) not in decayed], "weight_decay": 0.0},
         ]
 
-    # --- tokens -------------------------------------------------------------------------------
-
-    def _squash(self, x: Tensor) -> Tensor:
-        return torch.tanh(x) if self.config.embed_tanh else x
-
-    def _embed_returns(self, returns: Tensor) -> Tensor | None:
-        if self.embed_rtg is None:
-            return None
-        return self._squash(self.embed_rtg(self.scaled(returns).unsqueeze(-1)))
-
-    def _embed_obs(self, observations: Tensor) -> Tensor:
-        return self._squash(self.embed_obs(self.observe(observations)))
-
-    def _time(self, timesteps: Tensor) -> Tensor | None:
-        """Time vectors ``[B, T, D]`` of a training window with timesteps ``[B, T]``."""
-        if self.embed_time is None:
-            return None
-        kind = self.config.positions
-        if kind == "window":
-            places = torch.arange(timesteps.shape[1], device=timesteps.device)
-            return self.embed_time(places).unsqueeze(0)
-        if kind == "window_start":
-            timesteps = timesteps[:, :1]
-        return self.embed_time(timesteps.clamp(max=self.embed_time.num_embeddings - 1))
-
-    def _finish_embedding(self, x: Tensor) -> Tensor:
-        """Token positions and norm of a window's tokens ``[B, L, D]``."""
-        if self.token_table is not None:
-            x = x + self.token_table[: x.shape[1]]
-        return x if self.embed_norm is None else self.embed_norm(x)
-
     # --- acting -------------------------------------------------------------------------------
 
     def set_acting(
@@ -246,8 +181,7 @@ class DecisionTransformer(Agent):
                 f"mixer {' '.join(c.mixer)}",
                 hint=f"its rules: {', '.join(self.recall.rules)}",
             )
-        relative = c.positions in ("window", "window_start") or c.token_positions
-        if rule is not None and rule.startswith("stream") and relative:
+        if rule is not None and rule.startswith("stream") and self.tokens.moving:
             raise SeqrlError(
                 f"rule '{rule}' needs positions that do not move with the window",
                 hint="use --acting recompute or refill, or train with --agent.positions "
@@ -262,34 +196,14 @@ class DecisionTransformer(Agent):
         return self.recall.reset(self.stack, state, rows)
 
     def step(self, state: dict[str, Any], step: Step) -> tuple[Tensor, dict[str, Any]]:
-        tokens, action = self._step_tokens(step)
+        rtg, obs = self.scaled(step.rtg), self.observe(step.observation)
+        tokens, action = self.tokens.step(rtg, obs, step.prev_action, step.timestep)
+        action = tokens[:, 0] if action is None else action  # every layout here has actions
         hidden, state = self.recall.advance(
             self, self.stack, state, self.acting.rule, tokens, action, step.timestep, step.first
         )
         return self.head(hidden), state
 
-    def _step_tokens(self, step: Step) -> tuple[Tensor, Tensor]:
-        """This step's tokens up to the state ``[n, m-1, D]`` and the last action's ``[n, D]``."""
-        rtg = self._embed_returns(step.rtg)
-        parts = [self._embed_obs(step.observation)]
-        if rtg is not None:
-            parts.insert(0, rtg)
-        tokens = torch.stack(parts, 1)
-        action = self._squash(self.embed_action(step.prev_action))
-        if self.config.positions == "timestep" and self.embed_time is not None:
-            t = step.timestep.clamp(max=self.config.max_timestep - 1)
-            tokens = tokens + self.embed_time(t).unsqueeze(1)
-            action = action + self.embed_time((t - 1).clamp(min=0))
-        return tokens, action
-
     def finish_tokens(self, x: Tensor, position: Tensor, timestep: Tensor) -> Tensor:
-        """Window-relative vectors and the norm; see :class:`TokenModel`."""
-        kind, position = self.config.positions, position.clamp(min=0)
-        if self.embed_time is not None and kind == "window":
-            x = x + self.embed_time(position.div(self.layout.size, rounding_mode="floor"))
-        elif self.embed_time is not None and kind == "window_start":
-            # As released: at rollout the one time vector is the current step's.
-            x = x + self.embed_time(timestep.clamp(max=self.config.max_timestep)).unsqueeze(1)
-        if self.token_table is not None:
-            x = x + self.token_table[position]
-        return x if self.embed_norm is None else self.embed_norm(x)
+        """What depends on a token's place; see :class:`TokenModel`."""
+        return self.tokens.finish(x, position, timestep)

@@ -120,16 +120,16 @@ def left_padded_reference(agent: DecisionTransformer, batch: Batch) -> torch.Ten
     rtg, obs = left(batch.returns_to_go), left(batch.observations)
     actions, time, mask = left(batch.actions), left(batch.timesteps), left(batch.mask)
     obs = (obs - agent.obs_mean_0) / agent.obs_std_0
-    t = agent.embed_time.weight[time]
+    t = agent.tokens.time.weight[time]
     tokens = torch.stack(
         [
-            agent.embed_rtg(rtg.unsqueeze(-1) / agent.scale_of()) + t,
-            agent.embed_obs(obs) + t,
-            agent.embed_action(actions) + t,
+            agent.tokens.rtg(rtg.unsqueeze(-1) / agent.scale_of()) + t,
+            agent.tokens.obs(obs) + t,
+            agent.tokens.action(actions) + t,
         ],
         2,
     ).view(b, 3 * k, -1)
-    x = F.layer_norm(tokens, tokens.shape[-1:], agent.embed_norm.weight, agent.embed_norm.bias)
+    x = F.layer_norm(tokens, tokens.shape[-1:], agent.tokens.norm.weight, agent.tokens.norm.bias)
     pad = (1 - mask.repeat_interleave(3, 1).float()) * -1e4
     future = torch.ones(3 * k, 3 * k).tril().bool()
     for block in agent.stack.blocks:
