@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from seqrl.agents.agent import Agent
     from seqrl.datasets.trajectories import Trajectories
     from seqrl.eval_report import EvalReport
+    from seqrl.evaluating import TaskReports
     from seqrl.experiment import Run
     from seqrl.spec import DataStats, TaskSpec
 
 
 _FLAT_EVAL = ("targets", "acting", "decode", "temperature")
-_WHOLE = ("eval_episodes", "evaluate", "loggers", "init_from", "agent_config", "load", "eval")
+_WHOLE = (
+    *("eval_episodes", "eval_tasks", "evaluate", "loggers", "init_from"),
+    *("agent_config", "load", "eval"),
+)
 
 
 def load_dataset(
@@ -202,6 +206,42 @@ def evaluate(
     return evaluate_agent(
         policy, config, env_id=env, env_kwargs=env_kwargs, task=task, progress=progress
     )
+
+
+def evaluate_tasks(
+    policy: Any,
+    *,
+    tasks: Sequence[int] | None = None,
+    checkpoint: str = "last",
+    trust: bool = False,
+    device: str | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+    **options: Any,
+) -> TaskReports:
+    """Evaluate the tasks of a policy of several, as ``seqrl eval`` does without ``--task``.
+
+    Args:
+        policy: see :func:`evaluate`, as are the other arguments.
+        tasks: their numbers; all that name an environment by default.
+        options: fields of ``seqrl.evaluation.EvalConfig``.
+
+    Returns:
+        ``reports`` of every task, and ``mean``, their mean normalised score.
+    """
+    from seqrl import evaluating
+    from seqrl.evaluation import EvalConfig
+    from seqrl.experiment import Run
+
+    stored: dict[str, Any] = {}
+    if isinstance(policy, Run):
+        policy, device = policy.dir, device or policy.device
+    if isinstance(policy, (str, Path)):
+        from seqrl.policy import load_policy
+
+        stored = stored_eval_settings(policy)
+        policy = load_policy(policy, checkpoint, device or "cpu", trust)
+    config = build(EvalConfig, merge(stored, options), "evaluate_tasks")
+    return evaluating.evaluate_tasks(policy, config, tasks=tasks, progress=progress)
 
 
 def stored_eval_settings(path: str | Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from seqrl.rollout import (
     rollout,
 )
 from seqrl.spec import DataStats, TaskSpec
-from seqrl.targets import DEFAULT_TARGETS, Target, resolve_targets
+from seqrl.targets import DEFAULT_TARGETS, Target, resolve_targets, targets_of
 
 __all__ = [
     "EvalConfig",
@@ -67,7 +67,8 @@ class EvalConfig:
 
     targets: tuple[str, ...] = ()
     """Target returns: numbers, p50, p90, max, max*1.5 or n100 (normalised); by default the
-    policy's own, else p50,p90,max of the training episodes."""
+    policy's own, else p50,p90,max of the training episodes. Of several tasks, 2:3600 is for task
+    2 alone, quantiles are each task's own."""
     episodes: int = 100
     """Episodes per target; each target runs the same ones."""
     num_envs: int | None = None
@@ -157,7 +158,7 @@ def evaluate(
     spec = _task_evaluated(agent, task, env_id, env_kwargs)
     stats: DataStats | None = agent.stats[task] if getattr(agent, "stats", ()) else None
     notes: list[str] = []
-    targets = _targets(agent, config, stats, spec, known, notes)
+    targets = _targets(agent, config, stats, spec, known, notes, task)
     job = _Job(agent, config, spec, task, targets, _rtg_update(config, known, stats))
     records, protocol, timing = _run(job, progress)
     normaliser = _normaliser(config, spec, stats, protocol["max_steps"])
@@ -272,13 +273,15 @@ def _targets(
     spec: TaskSpec,
     info: Mapping[str, Any],
     notes: list[str],
+    task: int = 0,
 ) -> list[Target]:
     if not getattr(agent, "uses_returns", True):
         if config.targets:
             notes.append("the policy ignores target returns: run once")
         return [Target("-", 0.0)]
-    asked = config.targets or tuple(info.get("targets") or ()) or DEFAULT_TARGETS
-    return resolve_targets(asked, stats, spec, notes)
+    asked = config.targets or tuple(info.get("targets") or ())
+    own = targets_of(asked, task, len(agent.tasks)) or DEFAULT_TARGETS
+    return resolve_targets(own, stats, spec, notes)
 
 
 def _rtg_update(config: EvalConfig, info: Mapping[str, Any], stats: DataStats | None) -> RtgUpdate:

@@ -21,6 +21,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 import seqrl
 from seqrl.datasets.catalog import LoadOptions
 from seqrl.errors import RunInterrupted, SeqrlError
+from seqrl.evaluating import (
+    TaskReports,
+    evaluable,
+    evaluate_agent,
+    evaluate_tasks,
+    periodic_evaluator,
+)
 from seqrl.presets import merge
 from seqrl.presets.settings import build, differences
 from seqrl.spec import to_plain
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     from seqrl.evaluation import EvalConfig
     from seqrl.policy import Policy
     from seqrl.runfolder import RunFolder
-    from seqrl.trainer import EvalOutcome, TrainConfig, Trainer, TrainResult
+    from seqrl.trainer import TrainConfig, Trainer, TrainResult
 
 ROOT = "runs"
 """Folder of runs that are given no folder of their own."""
@@ -53,6 +60,8 @@ class ExperimentConfig:
     """Of the final evaluation; the periodic one differs in episodes and stream alone."""
     eval_episodes: int = 10
     """Episodes per target of the evaluations during training."""
+    eval_tasks: int | None = None
+    """Tasks that each evaluation during training asks, spread evenly; none means all."""
     evaluate: bool = True
     """Evaluate in the environment of the data, where they name one."""
     loggers: tuple[str, ...] = ("jsonl", "csv", "tensorboard")
@@ -63,8 +72,10 @@ class ExperimentConfig:
     """Preset the settings began with, for the record."""
 
     def __post_init__(self) -> None:
-        if self.eval_episodes < 1:
-            raise SeqrlError(f"eval_episodes is {self.eval_episodes}, must be at least 1")
+        for name in ("eval_episodes", "eval_tasks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SeqrlError(f"{name} is {value}, must be at least 1")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data that :meth:`from_json` turns back into an equal config."""
@@ -114,7 +125,7 @@ class Prepared:
     @property
     def evaluated(self) -> bool:
         """Whether an environment can and shall be asked."""
-        return self.config.evaluate and all(t.env_id is not None for t in self.agent.tasks)
+        return self.config.evaluate and bool(evaluable(self.agent.tasks))
 
 
 def prepare(config: ExperimentConfig, data: Sequence[Trajectories] | None = None) -> Prepared:
@@ -193,7 +204,9 @@ def _check_environments(prepared: Prepared) -> None:
     from seqrl.envs.pool import env_factory, make_pool, step_limit
     from seqrl.rollout import check_spaces
 
-    for i, task in enumerate(prepared.agent.tasks):
+    tasks = prepared.agent.tasks
+    for i in evaluable(tasks):
+        task = tasks[i]
         try:
             keys = task.observation.keys
             factory = env_factory(task.env_id or "", task.env_kwargs, keys=keys)
@@ -203,46 +216,8 @@ def _check_environments(prepared: Prepared) -> None:
         except SeqrlError as e:
             hint = f"{e.hint}; or train without evaluating: --no-evaluate" if e.hint else None
             raise SeqrlError(e.message, hint=hint or "--no-evaluate trains without it") from e
-
-
-# --- evaluation --------------------------------------------------------------------------------
-
-
-def evaluate_agent(
-    agent: Any, config: EvalConfig, info: Mapping[str, Any] | None = None, **options: Any
-) -> EvalReport:
-    """``seqrl.evaluation.evaluate`` with what is known of the training data put into ``info``."""
-    from seqrl.evaluation import evaluate
-
-    bare = getattr(agent, "agent", agent)
-    delayed = any(s.custom.get("delayed", False) for s in getattr(bare, "stats", ()))
-    return evaluate(agent, config=config, info={**(info or {}), "delayed": delayed}, **options)
-
-
-def periodic_evaluator(config: ExperimentConfig) -> Callable[[Agent, int], EvalOutcome]:
-    """The evaluator of a training run: few episodes, of a stream that the final one never uses."""
-    from seqrl.evaluation import to_outcome
-    from seqrl.rollout import PERIODIC
-    from seqrl.trainer import EvalOutcome
-
-    settings = dataclasses.replace(
-        config.eval, episodes=config.eval_episodes, stream=PERIODIC, video=None
-    )
-
-    def evaluator(agent: Agent, step: int) -> EvalOutcome:
-        numbers = range(len(agent.tasks))
-        found = [
-            to_outcome(evaluate_agent(agent, settings, {"step": step}, task=i)) for i in numbers
-        ]
-        scalars: dict[str, float] = {}
-        for task, o in zip(agent.tasks, found, strict=True):
-            name = "" if len(found) == 1 else f"{task.name}/"
-            scalars |= {name + k.removeprefix("eval/"): v for k, v in o.scalars.items()}
-        score = sum(o.score for o in found) / len(found)
-        record = found[0].report if len(found) == 1 else {"tasks": [o.report for o in found]}
-        return EvalOutcome(score, scalars, record, "  ".join(o.line for o in found))
-
-    return evaluator
+    if left := [t.name for t in tasks if t.env_id is None]:
+        prepared.notes.append(f"not evaluated, no environment is named: {', '.join(left)}")
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -256,8 +231,10 @@ class Run:
     config: ExperimentConfig
     result: TrainResult
     final: EvalReport | None
-    """None where there was no environment to ask (or not the first task's)."""
+    """None where there was no environment to ask; of several tasks the first one's."""
     device: str = "cpu"
+    tasks: TaskReports | None = None
+    """The final evaluation of every task, where there are several."""
 
     @property
     def dir(self) -> Path:
@@ -290,6 +267,7 @@ class Run:
             "metrics": r.metrics,
             "best": r.best,
             "final": None if self.final is None else self.final.summary,
+            **(self.tasks.summary() if self.tasks is not None else {}),
         }
 
 
@@ -328,7 +306,8 @@ def run_experiment(
     from seqrl.runfolder import RunFolder
 
     ready = prepared or prepare(config, data)
-    folder = RunFolder(run_dir(config, ready.data[0].task.name, out, name))
+    others = f"+{len(ready.data) - 1}" if len(ready.data) > 1 else ""
+    folder = RunFolder(run_dir(config, ready.data[0].task.name + others, out, name))
     if Processes.from_env().first:
         sources = [{"source": d.source, "fingerprint": d.fingerprint} for d in ready.data]
         RunFolder.create(folder.dir, config=config.to_json(), command=command, data=sources)
@@ -386,27 +365,27 @@ def _train(
     device = trainer.learner.device.type
     if not trainer.processes.first:
         return Run(folder, ready.config, result, None, device)
-    final = None
+    found = None
     with _stoppable(folder):
         if ready.evaluated:
-            final = _final_evaluation(folder, ready, device, watch)
-    run = Run(folder, ready.config, result, final, device)
+            found = _final_evaluation(folder, ready, device, watch)
+    several = found if len(ready.agent.tasks) > 1 else None
+    final = None if found is None else found.reports[0]
+    run = Run(folder, ready.config, result, final, device, several)
     folder.mark("done", step=result.step, summary=run.summary())
     return run
 
 
-def _final_evaluation(folder: RunFolder, ready: Prepared, device: str, watch: Watch) -> EvalReport:
+def _final_evaluation(folder: RunFolder, ready: Prepared, device: str, watch: Watch) -> TaskReports:
     """Evaluate the last checkpoint as ``seqrl eval`` does, into ``eval/final.json``."""
     from seqrl.policy import load_policy
 
-    policy, config = load_policy(folder.dir, device=device), ready.config.eval
-    reports = [
-        evaluate_agent(policy, config, task=i, progress=watch.episodes)
-        for i in range(len(ready.agent.tasks))
-    ]
-    for i, report in enumerate(reports):
-        folder.write_eval(f"final_task{i}" if i else "final", report.to_json())
-    return reports[0]
+    policy = load_policy(folder.dir, device=device)
+    found = evaluate_tasks(policy, ready.config.eval, progress=watch.episodes)
+    for i, report in zip(found.tasks, found.reports, strict=True):
+        first = report is found.reports[0]
+        folder.write_eval("final" if first else f"final_task{i}", report.to_json())
+    return found
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from seqrl.checkpoint import find_checkpoint, load_agent
 from seqrl.draws import derive_seed
 from seqrl.envs.making import make_env
 from seqrl.errors import SeqrlError
-from seqrl.targets import DEFAULT_TARGETS, Target, resolve_targets
+from seqrl.targets import DEFAULT_TARGETS, Target, resolve_targets, targets_of
 
 if TYPE_CHECKING:
     from seqrl.spec import TaskSpec
@@ -101,6 +101,11 @@ class Policy:
     ):
         if row_block < 1:
             raise SeqrlError(f"row_block is {row_block}, must be at least 1")
+        if not 0 <= task < len(agent.tasks):
+            raise SeqrlError(
+                f"the policy has no task {task}, it has {len(agent.tasks)}",
+                hint="tasks are counted from 0, in the order of the data",
+            )
         self.agent = agent
         """The agent itself."""
         self.info = dict(info or {})
@@ -122,7 +127,8 @@ class Policy:
         stats = getattr(self.agent, "stats", ())
         if not getattr(self.agent, "uses_returns", True):
             return []
-        asked = tuple(self.info.get("targets") or ()) or (DEFAULT_TARGETS if stats else ())
+        asked = targets_of(tuple(self.info.get("targets") or ()), task, len(self.agent.tasks))
+        asked = asked or (DEFAULT_TARGETS if stats else ())
         return resolve_targets(asked, stats[task] if stats else None, self.task) if asked else []
 
     @property

@@ -1,4 +1,8 @@
-"""Target returns as people write them: ``1.0``, ``p50``, ``max``, ``max*1.5``, ``n100``."""
+"""Target returns as people write them: ``1.0``, ``p50``, ``max``, ``max*1.5``, ``n100``.
+
+For policies of several tasks ``2:3600`` speaks of task 2 alone; targets without a number serve all
+tasks that have none of their own.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,32 @@ class Target(NamedTuple):
     """As it was written; names the target in tables and metrics."""
     value: float
     """Raw units."""
+
+
+def targets_of(specs: Sequence[str | float], task: int, tasks: int) -> tuple[str | float, ...]:
+    """The targets among ``specs`` that are meant for one task of several.
+
+    Raises:
+        SeqrlError: a target of a task that does not exist.
+
+    >>> targets_of(["p90", "1:0.5", "1:1.0"], 0, 2), targets_of(["p90", "1:0.5", "1:1.0"], 1, 2)
+    (('p90',), ('0.5', '1.0'))
+    """
+    shared: list[str | float] = []
+    own: list[str | float] = []
+    for spec in specs:
+        match = re.fullmatch(r"\s*(\d+):(.*)", str(spec))
+        if match is None:
+            shared.append(spec)
+            continue
+        if int(match[1]) >= tasks:
+            raise SeqrlError(
+                f"target '{spec}' is for task {match[1]}, the policy has {tasks}",
+                hint="tasks are counted from 0, in the order of the data",
+            )
+        if int(match[1]) == task:
+            own.append(match[2])
+    return tuple(own or shared)
 
 
 def resolve_targets(

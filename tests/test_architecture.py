@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent / "seqrl"
 
 FLOORS = {
     7: ("cli", "api", "__main__"),
-    6: ("experiment", "collect", "doctor"),
+    6: ("experiment", "evaluating", "collect", "finetune", "doctor", "export"),
     5: ("trainer", "learner", "training", "optim", "loggers", "progress", "distributed"),
     4: (
         *("rollout", "evaluation", "eval_report", "acting", "targets", "policy", "video"),

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from seqrl import api
 from seqrl.cli import output, reporting
 from seqrl.cli.flags import Flag, FlagSet, Parsed, Positional
 from seqrl.cli.settings import eval_flags, output_flags
 from seqrl.errors import SeqrlError
-
-if TYPE_CHECKING:
-    from seqrl.eval_report import EvalReport
 
 _RUN = Positional("RUN", "run folder, checkpoint, or anything inside a run")
 
@@ -24,7 +21,7 @@ def policy_flags() -> list[Flag]:
     return [
         Flag("checkpoint", str, "last, best, a step or a path.", "last", group="policy"),
         Flag("device", str, "Where to compute: auto, cpu or cuda.", "auto", group="policy"),
-        Flag("task", int, "Which of the policy's tasks.", 0, group="policy"),
+        Flag("task", int, "Which of the policy's tasks, from 0.", group="policy"),
         Flag("trust", bool, "Import agent code that the checkpoint names.", group="policy"),
         Flag("env", str, "Another environment.", metavar="ID", group="policy"),
         Flag("env-kwargs", dict, "Its arguments.", metavar="K=V …", group="policy"),
@@ -43,13 +40,15 @@ def help_for(argv: Sequence[str]) -> str:
     return output.help_text(
         _flags(),
         "Evaluate a trained policy: each target return over the same seeded episodes. What is not "
-        "given is as in the run's own final evaluation, and then so are the numbers. The record, "
-        "every episode in it, goes to eval/cli_0001.json of the run.",
+        "given is as in the run's own final evaluation, and then so are the numbers. A policy of "
+        "several tasks does all of them unless --task names one. The record, every episode in it, "
+        "goes to eval/cli_0001.json of the run.",
         examples=[
             "seqrl eval runs/DATA/AGENT/RUN",
             "seqrl eval runs/DATA/AGENT/RUN --targets p50,max,n100 --episodes 100 --num-envs 8",
             "seqrl eval runs/DATA/AGENT/RUN --checkpoint best --json",
             "seqrl eval runs/DATA/AGENT/RUN --env-kwargs limit=90 --video videos",
+            "seqrl eval runs/DATA/AGENT/RUN --targets p90,2:3600 (task 2 alone: 3600)",
         ],
     )
 
@@ -59,31 +58,59 @@ def main(argv: Sequence[str]) -> int:
     parsed = _flags().parse(argv)
     path = parsed.get("run")
     stored = api.stored_eval_settings(path)
+    options = {**stored, **evaluation_of(parsed)}
+    policy = load(parsed)
+    if len(policy.agent.tasks) > 1 and "task" not in parsed:
+        return _all_tasks(policy, parsed, options)
     from seqrl.evaluation import format_report
 
-    options = {**stored, **evaluation_of(parsed)}
     report = api.evaluate(
-        load(parsed),
+        policy,
         env=parsed.get("env"),
         env_kwargs=parsed.get("env_kwargs"),
         task=parsed.get("task", 0),
         progress=reporting.episode_bar(bool(parsed.get("quiet"))),
         **options,
     )
-    written = write(path, report)
+    _finish(parsed, options, report.to_json(), [format_report(report)])
+    return 0
+
+
+def _all_tasks(policy: Any, parsed: Parsed, options: dict[str, Any]) -> int:
+    """Every task of a policy of several, and their mean."""
+    from seqrl.evaluating import TaskReports
+
+    if parsed.get("env") or parsed.get("env_kwargs"):
+        n = len(policy.agent.tasks)
+        raise SeqrlError(
+            f"the policy has {n} tasks: another environment of which?", hint="--task 0"
+        )
+    found = api.evaluate_tasks(
+        policy, progress=reporting.episode_bar(bool(parsed.get("quiet"))), **options
+    )
+    lines = [output.table(list(TaskReports.HEAD), found.rows()), found.line()]
+    _finish(parsed, options, found.to_json(), lines)
+    return 0
+
+
+def _finish(
+    parsed: Parsed, options: dict[str, Any], record: dict[str, Any], lines: Sequence[str]
+) -> None:
+    """Keep the record, and print it or what people want to see of it."""
+    written = write(parsed.get("run"), record)
     if parsed.get("out"):
         from seqrl.runfolder import json_text
 
-        Path(parsed.get("out")).write_text(json_text(report.to_json()), encoding="utf-8")
+        Path(parsed.get("out")).write_text(json_text(record), encoding="utf-8")
     if parsed.get("json"):
-        output.print_json(report.to_json())
-    else:
-        output.out(format_report(report))
-        if options.get("video") is not None:
-            output.out(f"videos in {reporting.shown(options['video'])}")
-        if written is not None:
-            output.out(f"written {written}")
-    return 0
+        output.print_json(record)
+        return
+    for line in lines:
+        output.out(line)
+    if options.get("video") is not None:
+        output.out(f"videos in {reporting.shown(options['video'])}")
+    if written is not None:
+        output.out(f"written {written}")
 
 
 def evaluation_of(parsed: Parsed) -> dict[str, Any]:
@@ -105,7 +132,7 @@ def load(parsed: Parsed) -> Any:
     )
 
 
-def write(path: str, report: EvalReport) -> str | None:
+def write(path: str, record: dict[str, Any]) -> str | None:
     """Keep the record as the next ``eval/cli_0001.json`` of the run; None outside a run."""
     from seqrl.runfolder import open_run
 
@@ -117,7 +144,7 @@ def write(path: str, report: EvalReport) -> str | None:
         int(m[1]) for p in folder.eval.glob("cli_*.json") if (m := re.match(r"cli_(\d+)", p.stem))
     ]
     try:
-        file = folder.write_eval(f"cli_{max(taken, default=0) + 1:04d}", report.to_json())
+        file = folder.write_eval(f"cli_{max(taken, default=0) + 1:04d}", record)
     except OSError as e:
         output.log(f"warning: the record is not kept in {folder.eval}: {e.strerror or e}")
         return None

@@ -181,14 +181,18 @@ def runs(folder: str) -> Rows:
 
 
 def _run_row(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    final = (record.get("summary") or {}).get("final")
+    summary = record.get("summary") or {}
+    final, mean = summary.get("final"), summary.get("mean_normalized")
+    result = _result(final[-1]) if final else None
+    if mean is not None:
+        result = f"mean normalised {mean:.1f} ({len(summary['tasks'])} tasks)"
     config = record.get("config") or {}
     return {
         "run": str(folder),
         "agent": config.get("agent"),
         "status": record.get("status"),
         "step": record.get("step"),
-        "final": _result(final[-1]) if final else None,
+        "final": result,
     }
 
 

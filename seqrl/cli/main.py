@@ -46,9 +46,18 @@ COMMANDS: tuple[Command, ...] = (
         "look at, convert, record and split datasets",
     ),
     Command("train", "seqrl.cli.train", "train [AGENT] [options]", "train an agent"),
+    Command(
+        "finetune",
+        "seqrl.cli.finetune",
+        "finetune RUN [options]",
+        "go on learning in the environment",
+    ),
     Command("resume", "seqrl.cli.resume", "resume RUN", "continue a run exactly where it stopped"),
     Command("eval", "seqrl.cli.evaluation", "eval RUN [options]", "measure a trained policy"),
     Command("play", "seqrl.cli.play", "play RUN --video FILE", "film a trained policy"),
+    Command(
+        "export", "seqrl.cli.export", "export RUN FILE.pt2", "a trained policy for torch alone"
+    ),
     Command(
         "config",
         "seqrl.cli.config",

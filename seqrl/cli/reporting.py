@@ -38,6 +38,8 @@ def describe(ready: Prepared, device: str, folder: Path | None = None) -> list[s
     config, agent = ready.config, ready.agent
     size = sum(p.numel() for p in agent.parameters() if p.requires_grad)
     names = " and ".join(d.task.name for d in ready.data)
+    if len(ready.data) > 2:
+        names = f"{len(ready.data)} tasks"
     first = [f"{config.agent} on {names}", f"{short_count(size)} params", device]
     first += [f"seed {config.train.seed}", *([shown(folder)] if folder is not None else [])]
     lines = output.packed(first)
@@ -45,7 +47,8 @@ def describe(ready: Prepared, device: str, folder: Path | None = None) -> list[s
         held = "no hold-out"
         if ready.holdout is not None:
             held = f"hold-out {grouped(len(ready.holdout[i]))} ep"
-        size_of_data = f"data {grouped(len(d))} ep / {grouped(d.num_steps)} steps, {held}"
+        which = f" {i} {d.task.name}:" if len(ready.data) > 2 else ""
+        size_of_data = f"data{which} {grouped(len(d))} ep / {grouped(d.num_steps)} steps, {held}"
         last = i == len(ready.data) - 1
         lines += output.packed([size_of_data, *([_evaluation(ready)] if last else [])])
     if changes := settings_line(config):
@@ -65,15 +68,20 @@ def _filled(text: str) -> str:
 
 
 def _evaluation(ready: Prepared) -> str:
-    config, task = ready.config, ready.agent.tasks[0]
+    config, tasks = ready.config, ready.agent.tasks
     if not ready.evaluated:
         return "not evaluated"
+    task = tasks[0]
     kwargs = f" ({as_text(task.env_kwargs)})" if task.env_kwargs else ""
     targets = ", ".join(config.eval.targets) or "p50, p90, max"
     asked = f"targets [{targets}], " if getattr(ready.agent, "uses_returns", True) else ""
     every = config.train.eval_every
     every = max(1, config.train.steps // 20) if every is None else every
     often = f"{config.eval_episodes} ep every {grouped(every)} steps" if every else "at the end"
+    if len(tasks) > 1:
+        count = sum(t.env_id is not None for t in tasks)
+        some = f" ({config.eval_tasks} tasks each)" if config.eval_tasks else ""
+        return f"eval {count} environments, {asked}{often}{some}"
     return f"eval {task.env_id}{kwargs}, {asked}{often}"
 
 
@@ -125,7 +133,11 @@ def done_lines(run: Run) -> list[str]:
     """What came of a run, and two commands that go on from it."""
     r = run.result
     parts = [f"done  {grouped(r.step)} steps in {duration(r.seconds)}"]
-    if run.final is not None:
+    table = []
+    if run.tasks is not None:
+        table = output.table(list(run.tasks.HEAD), run.tasks.rows()).splitlines()
+        parts.append(f"final eval: {run.tasks.line()}")
+    elif run.final is not None:
         parts += final_parts(run.final.summary)
     elif "val_loss" in r.metrics:
         parts.append(f"validation loss {r.metrics['val_loss']:.4g}")
@@ -138,7 +150,7 @@ def done_lines(run: Run) -> list[str]:
     if ":" in run.config.agent:  # code of the user's own, which loading asks leave to import
         after = [f"{command} --trust" for command in after]
     after[0] = f"next:  {after[0]}"
-    return [*output.packed(parts), *output.packed(after, "   |   ")]
+    return [*output.packed(parts), *table, *output.packed(after, "   |   ")]
 
 
 def final_parts(summary: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -165,9 +177,11 @@ def seeds_table(runs: Sequence[Run]) -> str:
     for run in runs:
         found = [] if run.final is None else final_parts(run.final.summary)
         result = ", ".join(found).partition(": ")[2] or "-"
+        if run.tasks is not None:
+            result = run.tasks.line()
         best = run.result.best["step"] if run.result.best else None
         rows.append([run.config.train.seed, "-" if best is None else grouped(best), result])
-    finals = [run.final.to_json() for run in runs if run.final is not None]
+    finals = [run.final.to_json() for run in runs if run.final is not None and run.tasks is None]
     if len(finals) == len(runs) > 1 and (over := across_seeds(finals)):
         last, words = over[-1], []
         for name, form in (("success", ".2f"), ("return", ".4g"), ("normalized", ".1f")):

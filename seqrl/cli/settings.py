@@ -94,6 +94,12 @@ def training_flags(agent: str | None) -> list[Flag]:
             group="evaluation",
         ),
         Flag(
+            "eval-tasks",
+            int,
+            "Of several tasks, how many each of these evaluations asks (default: all).",
+            group="evaluation",
+        ),
+        Flag(
             "evaluate",
             bool,
             "Train without evaluating in an environment.",
@@ -237,7 +243,7 @@ def settings_of(parsed: Parsed) -> dict[str, Any]:
     """The nested settings among the values of a command line."""
     about = ("preset", "config", "out", "name", "seeds", "quiet", "json")
     parts = ("load.", "train.", "eval.", "agent_config.")
-    whole = ("agent", "data", "eval_episodes", "evaluate", "loggers", "init_from")
+    whole = ("agent", "data", "eval_episodes", "eval_tasks", "evaluate", "loggers", "init_from")
     return nested(
         {
             k: v

@@ -128,7 +128,8 @@ def _report(request: Request, runs: Sequence[Run]) -> None:
     if request.parsed.get("json"):
         from seqrl.eval_report import across_seeds
 
-        finals = [run.final.to_json() for run in runs if run.final is not None]
+        single = [run for run in runs if run.tasks is None]
+        finals = [run.final.to_json() for run in single if run.final is not None]
         over = across_seeds(finals) if len(finals) == len(runs) > 1 else None
         output.print_json({"runs": [run.summary() for run in runs], "across_seeds": over})
     elif "seeds" in request.parsed and runs:

@@ -49,6 +49,9 @@ class CatalogueEntry:
     """Agent name to the preset that ``seqrl train AGENT --data NAME`` starts from."""
 
 
+_TMAZE_90 = ("dc", "decision_mamba", "decision_s4", "dt", "lram", "lstm", "rate")
+"""Agents with a preset for it."""
+
 CATALOGUE: dict[str, CatalogueEntry] = {
     "tmaze-30": CatalogueEntry(
         "oracle:seqrl/TMaze-v0?limit=30&episodes=2000",
@@ -58,6 +61,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     "tmaze-90": CatalogueEntry(
         "oracle:seqrl/TMaze-v0?limit=30&segments=3&episodes=2000",
         "T-Maze of RATE, the union of limits 30, 60 and 90, oracle",
+        {a: f"{a}/tmaze-90" for a in _TMAZE_90},
     ),
     "tmaze-smoke": CatalogueEntry(
         "oracle:seqrl/TMaze-v0?limit=9&episodes=64",

@@ -18,14 +18,17 @@ from torch.autograd.function import once_differentiable
 class CausalConv(nn.Module):
     """``y_t = bias + sum_j w_j x_{t-k+1+j}``, zeros before the start.
 
-    ``weight [E, 1, k]`` and ``bias [E]`` have the names, shapes and first values of ``nn.Conv1d``.
+    ``weight [E, 1, k]`` and ``bias [E]`` start as in ``nn.Conv1d``: uniform to 1 / sqrt(k).
     State: the last k - 1 inputs ``[B, k-1, E]``, oldest first.
     """
 
     def __init__(self, channels: int, taps: int = 4):
         super().__init__()
-        inner = nn.Conv1d(channels, channels, taps, groups=channels)
-        self.weight, self.bias, self.taps = inner.weight, inner.bias, taps
+        self.taps = taps
+        self.weight = nn.Parameter(torch.empty(channels, 1, taps))
+        self.bias = nn.Parameter(torch.empty(channels))
+        for p in (self.weight, self.bias):
+            nn.init.uniform_(p, -(taps**-0.5), taps**-0.5)
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
         """``[B, L, E]`` to ``[B, L, E]``; ``before [B, k-1, E]`` are the inputs that came first."""
@@ -50,9 +53,7 @@ class CausalConv(nn.Module):
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, w: Tensor, bias: Tensor, before: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor, before: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, w, before)
         taps = w.t().contiguous().to(x.dtype)
         length, last = x.shape[1], len(taps) - 1

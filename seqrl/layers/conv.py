@@ -95,6 +95,24 @@ class ThreeFilterConv(Mixer):
         after = {"past": seen[:, 1:], "phase": (phase + 1).remainder_(self.period)}
         return self._finish(y), after
 
+    def few(self, x: Tensor, past: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """The tokens of one environment step at once, for acting.
+
+        Args:
+            x: ``[B, n, D]``, n at most P.
+            past: ``[B, L-1, D]`` the inputs before them.
+            start: type of the first one, of all rows.
+
+        Returns:
+            ``[B, n, D]`` and the last L - 1 inputs.
+        """
+        n = x.shape[1]
+        seen = torch.cat([past, x], 1)
+        windows = seen.unfold(1, self.kernel, 1).transpose(2, 3)  # (B, n, L, D)
+        taps = self.weight.roll(-start, 0)[:n].transpose(1, 2)
+        y = (windows * taps).sum(2) + self.bias.roll(-start, 0)[:n]
+        return self._finish(y), seen[:, n:]
+
     def initial_state(self, rows: int) -> dict[str, Tensor]:
         past = self.weight.new_zeros(rows, self.kernel - 1, self.weight.shape[1])
         return {"past": past, "phase": torch.zeros(rows, dtype=torch.int64, device=past.device)}

@@ -21,7 +21,7 @@ def causal_convolution(u: Tensor, kernel: Tensor) -> Tensor:
         u: ``[B, L, H]``.
         kernel: ``[H, L]``.
     """
-    return _Convolution.apply(u, kernel)  # type: ignore[no-any-return, no-untyped-call]
+    return _Convolution.apply(u, kernel)
 
 
 class _Convolution(torch.autograd.Function):
@@ -78,7 +78,7 @@ def powers(base: Tensor, count: int) -> Tensor:
     Multiplying is cheaper than exp and cos, and rounds less: the error of ``base^l`` is about l
     units in the last place, where ``exp(l log base)`` loses as many digits as its phase has.
     """
-    return _Powers.apply(base, count)  # type: ignore[no-any-return, no-untyped-call]
+    return _Powers.apply(base, count)
 
 
 class _Powers(torch.autograd.Function):

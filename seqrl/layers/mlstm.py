@@ -1,7 +1,7 @@
 """The mLSTM layer (Beck et al. 2024, arXiv 2405.04517, appendix; pre up-projection block).
 
-    [a; z] = W_up x;    c = SiLU(conv(a));    q = B_q c;  k = B_k c;  v = B_v a
-    i, f = W_g [q; k; v] + b_g;    h = HeadNorm(cell(q, k, v, i, f));    y = W_down((h + s c) SiLU(z))
+    [a; z] = W_up x;   c = SiLU(conv(a));   q = B_q c;  k = B_k c;  v = B_v a
+    i, f = W_g [q; k; v] + b_g;   h = HeadNorm(cell(q, k, v, i, f));   y = W_down((h + s c) SiLU(z))
 
 B are block-diagonal maps of 4x4 blocks, s a learned vector, the cell is that of ``mlstm_cell.py``.
 
@@ -163,7 +163,7 @@ class MLSTM(Mixer):
 
     def _project(self, x: Tensor, w: Tensor) -> Tensor:
         """``[B, L, E]`` by ``[G, S, S]`` to ``[H B, L, P]``, heads first."""
-        rows, length, inner = x.shape
+        rows, length, _ = x.shape
         groups, side, _ = w.shape
         y = torch.bmm(x.reshape(-1, groups, side).transpose(0, 1), w)
         if groups > self.heads:  # several squares a head

@@ -66,7 +66,7 @@ def mlstm(
     Returns:
         ``h [R, L, D]`` and the memory after the last token (None for None).
     """
-    rows, length, d = q.shape
+    length = q.shape[1]
     if chunk is None:
         chunks = 1 if length <= WHOLE else round(length / CHUNK)
         chunk = -(-length // chunks)
@@ -103,7 +103,7 @@ class _Chunkwise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         q: Tensor,
         k: Tensor,
@@ -156,7 +156,7 @@ class _Chunkwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, dh: Tensor, dc: Tensor | None, dn: Tensor | None, dm: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, k, v, f, pairs, weight, h, norm, sign, den, *between = ctx.saved_tensors

@@ -1,6 +1,6 @@
 """LSTM (Hochreiter & Schmidhuber 1997) and GRU (Cho et al. 2014) layers as mixers.
 
-Whole sequences go through the library's cells, fused over time; steps through one cell call.
+Whole sequences go through the library's layers, steps through one cell call.
 
 Shapes: B rows, L tokens, D width.
 """
@@ -69,10 +69,10 @@ def _layered(x: Tensor) -> Tensor:
 
 
 def _in_full_precision(cell: nn.RNNBase, x: Tensor, before: Any) -> tuple[Tensor, Any]:
-    """Run a cell outside autocast on CPUs: those without bf16 instructions have no bf16 cell."""
+    """Run a layer outside autocast on CPUs: those without bf16 instructions have no bf16 cell."""
     if x.device.type != "cpu":
         y, after = cell(x, before)
-    else:
-        with torch.autocast("cpu", enabled=False):
-            y, after = cell(x.to(cell.all_weights[0][0].dtype), before)
+        return y, after
+    with torch.autocast("cpu", enabled=False):
+        y, after = cell(x.to(cell.all_weights[0][0].dtype), before)
     return y, after

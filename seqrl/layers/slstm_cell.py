@@ -66,7 +66,7 @@ def slstm_step(gates: Tensor, memory: Memory) -> Memory:
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         c: Tensor,
         u: Tensor,
@@ -98,7 +98,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, dy: Tensor, dh: Tensor, dc: Tensor, dn: Tensor, dm: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         seen, held, gates, share, weight = ctx.saved_tensors

@@ -1,7 +1,8 @@
 """Stacks of xLSTM blocks (Beck et al. 2024, arXiv 2405.04517, as arranged by the released code).
 
     mLSTM block:  x <- x + mLSTM(norm(x))
-    sLSTM block:  x <- x + sLSTM(norm(x));  x <- x + FFN(norm(x)),  FFN(x) = W_2 (GELU(g) p), [g; p] = W_1 x
+    sLSTM block:  x <- x + sLSTM(norm(x));  x <- x + FFN(norm(x))
+                  FFN(x) = W_2 (GELU(g) p),  [g; p] = W_1 x
 
 and one more norm after the last block. Norms have a scale stored as its difference from 1 and no
 bias; no linear map outside the gates has one.

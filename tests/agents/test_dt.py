@@ -39,7 +39,7 @@ def task(s: int | tuple[int, ...], a: int, discrete: bool = False) -> tuple[Task
 
 
 def size(agent: torch.nn.Module) -> int:
-    return sum(p.numel() for p in agent.parameters())
+    return sum(p.numel() for p in agent.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(("s", "a", "count"), [(11, 3, 726_019), (17, 6, 727_558)])

@@ -100,6 +100,18 @@ def test_rows_at_different_types_go_on_from_their_own() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("start", [0, 2])
+def test_a_steps_tokens_at_once(start: int) -> None:
+    mixer = mixer_of(proj=True).eval()
+    x = torch.randn(2, 5 + start + 3, 8)
+    want, state = mixer(x, mixer.initial_state(2))
+    assert int(state["phase"][0]) == (start + 2) % 3
+    y, past = mixer.few(x[:, -3:], x[:, start : start + 5], (start + 5) % 3)
+    assert torch.allclose(y, want[:, -3:], atol=1e-6)
+    assert torch.equal(past, state["past"])
+
+
+@torch.no_grad()
 def test_masked_tokens_are_what_lies_before_the_start() -> None:
     mixer = mixer_of()
     x = torch.randn(2, 9, 8)

@@ -251,5 +251,5 @@ def test_lstm_and_gru_are_the_librarys() -> None:
     for mixer, cell in ((LSTMMixer(16), nn.LSTM), (GRUMixer(16), nn.GRU)):
         twin = cell(16, 16, batch_first=True)
         twin.load_state_dict(mixer.cell.state_dict())
-        assert torch.equal(mixer(x)[0], twin(x)[0])
+        assert float((mixer(x)[0] - twin(x)[0]).abs().max()) < 1e-6
         assert float((stepped(mixer, x)[0] - twin(x)[0]).abs().max()) < 1e-6

@@ -1,4 +1,4 @@
-"""mLSTM and sLSTM: every form gives what the written formulas give, and the released package too."""
+"""mLSTM and sLSTM: every form gives what the written formulas give, as the package does."""
 
 from __future__ import annotations
 
@@ -152,13 +152,9 @@ def written_out(layer: MLSTM, x: Tensor) -> Tensor:
     rows, length, _ = x.shape
     inner, heads = layer.inner, layer.heads
     a, z = layer.up(x).split(inner, -1)
-    conv = F.conv1d(
-        a.transpose(1, 2), layer.conv.weight, layer.conv.bias, padding=3, groups=inner
-    )
+    conv = F.conv1d(a.transpose(1, 2), layer.conv.weight, layer.conv.bias, padding=3, groups=inner)
     c = F.silu(conv[..., :length].transpose(1, 2))
-    q, k, v = (
-        t @ torch.block_diag(*w).T for t, w in ((c, layer.q), (c, layer.k), (a, layer.v))
-    )
+    q, k, v = (t @ torch.block_diag(*w).T for t, w in ((c, layer.q), (c, layer.k), (a, layer.v)))
     gates = layer.gates(torch.cat([q, k, v], -1)).view(rows, length, 2, heads)
     outs = []
     for h in range(heads):
@@ -229,8 +225,10 @@ def test_first_values() -> None:
     assert layer.gates.bias[4:].tolist() == [3, 4, 5, 6]
     assert float(layer.gates.bias[:4].detach().abs().max()) < 0.5
     for w in (layer.up.weight, layer.q, layer.k, layer.v):
-        assert float(w.std()) == pytest.approx(math.sqrt(2 / (5 * 128)), rel=0.1)
-    assert float(layer.down.weight.std()) == pytest.approx(2 / (5 * math.sqrt(128)), rel=0.05)
+        assert float(w.detach().std()) == pytest.approx(math.sqrt(2 / (5 * 128)), rel=0.1)
+    assert float(layer.down.weight.detach().std()) == pytest.approx(
+        2 / (5 * math.sqrt(128)), rel=0.05
+    )
     assert (layer.norm == 0).all()
     assert (layer.skip == 1).all()
 
@@ -258,13 +256,13 @@ def test_convolution_is_the_librarys_and_goes_on(length: int) -> None:
 
     first, state = conv(x[:, :5], conv.initial_state(2)), conv.after(x[:, :5], x[:, :0])
     whole = torch.cat([first, conv(x[:, 5:], state)], 1)
-    assert float((whole - library(x)).abs().max()) < 1e-12
+    assert gap(library(x), whole) < 1e-12
     g = torch.randn_like(whole)
     wanted = torch.autograd.grad(library(x), (x, *conv.parameters()), g)
     for a, b in zip(torch.autograd.grad(whole, (x, *conv.parameters()), g), wanted, strict=True):
         assert gap(b, a) < 1e-12
     y, state = conv.step(x[:, 0], conv.initial_state(2))
-    assert float((y - whole[:, 0]).abs().max()) < 1e-12
+    assert gap(whole[:, 0], y) < 1e-12
     assert torch.equal(state[:, -1], x[:, 0])
 
 
@@ -274,9 +272,7 @@ def test_convolution_is_the_librarys_and_goes_on(length: int) -> None:
 def slstm_written_out(layer: SLSTM, x: Tensor) -> Tensor:
     rows, length, width = x.shape
     shape = (rows, layer.heads, layer.head_width)
-    conv = F.conv1d(
-        x.transpose(1, 2), layer.conv.weight, layer.conv.bias, padding=3, groups=width
-    )
+    conv = F.conv1d(x.transpose(1, 2), layer.conv.weight, layer.conv.bias, padding=3, groups=width)
     smooth = F.silu(conv[..., :length].transpose(1, 2))
     h = c = n = x.new_zeros(shape)
     m, outs = torch.full_like(h, -math.inf), []
@@ -430,7 +426,7 @@ def copy(pairs: dict[Tensor, Tensor]) -> None:
 
 
 @PACKAGE
-@pytest.mark.parametrize(("slstm_at", "length"), [((), 60), ((1,), 60), ((), 200)])
+@pytest.mark.parametrize(("slstm_at", "length"), [((), 40), ((1,), 40), ((), 150)])
 def test_stacks_agree_with_the_package(slstm_at: tuple[int, ...], length: int) -> None:
     import xlstm as package
 
