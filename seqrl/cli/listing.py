@@ -154,7 +154,8 @@ def presets() -> Rows:
     return [
         {
             "name": p.name,
-            "data": "yours" if p.data is None else " ".join(p.data),
+            # Arguments would leave no room for the description; the preset's command has them.
+            "data": "yours" if p.data is None else " ".join(d.partition("?")[0] for d in p.data),
             "description": p.description,
         }
         for p in map(store.load, store.names())
