@@ -7,7 +7,7 @@ A cell is one agent, dataset and seed: 5,000 updates of batch 64, width 64 and 2
 published network), the presets ``AGENT/hopper-small``. It is evaluated over 20 episodes a target
 by its last checkpoint and by its best one (chosen by 10 other episodes a target, at 2,500 and
 5,000 updates). Finished cells are files in RESULTS and are not run again; a killed cell is
-started anew. The datasets are looked up in the local Minari store (``MINARI_DATASETS_PATH``).
+started anew. The cells measured so far are in ``benchmarks/results/locomotion``. The datasets are looked up in the local Minari store (``MINARI_DATASETS_PATH``).
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def run_cell(agent: str, data: str, seed: int, steps: int, out: Path) -> str:
     trained = seqrl(*words)
     best = seqrl("eval", str(run), "--checkpoint", "best", "--episodes", "20")
     network, _ = load_agent(str(run))
+    run_record = trained["runs"][0]
     record = {
         "suite": "locomotion",
         "agent": agent,
@@ -96,9 +97,13 @@ def run_cell(agent: str, data: str, seed: int, steps: int, out: Path) -> str:
         "seed": seed,
         "steps": steps,
         "command": "seqrl " + " ".join(words[: words.index("--out")]),
-        "run": trained["runs"][0],
+        "run": {
+            **{k: run_record[k] for k in ("steps", "seconds", "best")},
+            "final": brief(run_record["final"]),
+            **{k: run_record["metrics"].get(k) for k in ("loss", "val_loss")},
+        },
         "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "best": best["summary"],
+        "best": brief(best["summary"]),
         "policy_ms": best["timing"]["policy_ms"]["median"],
         "versions": best["env"]["version"],
         "minutes": (time.perf_counter() - begin) / 60,
@@ -107,6 +112,19 @@ def run_cell(agent: str, data: str, seed: int, steps: int, out: Path) -> str:
     temporary.write_text(json.dumps(record))
     temporary.replace(cell)
     return f"{cell.name} took {record['minutes']:.1f} min"
+
+
+def brief(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the table needs of an evaluation's summary."""
+    return [
+        {
+            "target": s["target"],
+            "n": s["n"],
+            "return": {k: s["return"][k] for k in ("mean", "std")},
+            "normalized": {"mean": s["normalized"]["mean"]},
+        }
+        for s in summaries
+    ]
 
 
 def summary(out: Path) -> str:
