@@ -7,7 +7,9 @@ A cell is one agent, dataset and seed: 5,000 updates of batch 64, width 64 and 2
 published network), the presets ``AGENT/hopper-small``. It is evaluated over 20 episodes a target
 by its last checkpoint and by its best one (chosen by 10 other episodes a target, at 2,500 and
 5,000 updates). Finished cells are files in RESULTS and are not run again; a killed cell is
-started anew. The cells measured so far are in ``benchmarks/results/locomotion``. The datasets are looked up in the local Minari store (``MINARI_DATASETS_PATH``).
+started anew. The cells measured so far are in
+``benchmarks/results/locomotion``.
+The datasets are looked up in the local Minari store (``MINARI_DATASETS_PATH``).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/xlstm_cells.py [--rounds 9] [--only c2 c3 c5 r5]
 
 ``c2``, ``c3``: forward and backward of one layer (width 128, 4 heads) at B=64, L=60 and at B=8,
-L=1024; the package runs its defaults on a CPU (parallel mLSTM, plain sLSTM). ``c5``: 8,192 tokens at
-L=1024 against L=256, at the same batch and at the same number of tokens a call. ``r5``: three mLSTM blocks stepping token by token, at
-batch 1 and 32, and after 1,000 tokens against after 20.
+L=1024; the package runs its defaults on a CPU (parallel mLSTM, plain sLSTM). ``c5``: 8,192 tokens
+at L=1024 against L=256, at the same batch and at the same number of tokens a call. ``r5``: three
+mLSTM blocks stepping token by token, at batch 1 and 32, and after 1,000 tokens against after 20.
 
 All cases of a table alternate in one process on one core; figures are process CPU milliseconds
 (medians) and medians of pair ratios with quartiles. The package is left out where it is missing.
