@@ -9,7 +9,8 @@ that was remembered with a transition; no gradient goes through that state::
 What keeps it stable: it starts from the offline policy; critics learn alone at first; the actor's
 learning rate is a fraction of theirs; what the agent freezes stays as it is (the recurrence of
 S4); targets follow slowly, or are copied now and then; R is what the episode really went on to
-earn. Rewards are divided by the agent's return scale.
+earn. Rewards are divided by the largest one of the offline data: in units of the return scale they
+are so small (0.003 a step) that fresh critics drown them for thousands of updates.
 """
 
 from __future__ import annotations

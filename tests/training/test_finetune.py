@@ -54,7 +54,7 @@ def reach_task(env: str = "ft/Reach-v0", discrete: bool = False) -> tuple[TaskSp
     )
     stats = DataStats(
         obs_mean=(0.0,) * 3, obs_std=(1.0,) * 3, return_scale=10.0,
-        return_quantiles={"max": 7.0}, reward_min=0, reward_max=1, rtg_min=0, rtg_max=8,
+        return_quantiles={"max": 7.0}, reward_min=-2, reward_max=1, rtg_min=0, rtg_max=8,
         action_low=(-1.0,), action_high=(1.0,), action_counts=(1, 1, 1) if discrete else (),
         episodes=9, steps=60, max_episode_length=LENGTH,
     )  # fmt: skip
@@ -448,7 +448,7 @@ def test_critics_learn_one_step_targets_to_terminations_alone(memory: Replay) ->
         a = made.target_actor.act_with_grad(t.next_state, t.next_step)
         seen = torch.cat([t.next_step.observation, t.next_step.rtg[:, None] / 10], 1)
         future = torch.minimum(*(q(seen, a) for q in made.target_critics))
-        target = t.reward / 10 + 0.5 * torch.where(t.terminated, 0.0, future)
+        target = t.reward / 2 + 0.5 * torch.where(t.terminated, 0.0, future)
         seen = torch.cat([t.step.observation, t.step.rtg[:, None] / 10], 1)
         errors = torch.stack([q(seen, t.action) - target for q in made.critics])
     assert made._critic_step(0, t)["loss"] == pytest.approx(float(errors.square().mean()))
