@@ -308,3 +308,23 @@ def test_parity_with_mambapy() -> None:
             want, cache = ref.step(x[:, t], cache)
             got, state = m.step(x[:, t], state)
             assert float((want - got).abs().max()) < 1e-6
+
+
+def test_steps_follow_a_fused_optimiser() -> None:
+    """It changes weights without raising their version: kept rates must not outlive an update."""
+    torch.manual_seed(0)
+    mixer = S6(8)
+    x = torch.randn(2, 6, 8)
+    optimizer = torch.optim.AdamW(mixer.parameters(), lr=0.3, fused=True)
+    for _ in range(3):
+        with torch.no_grad():
+            state = mixer.initial_state(2)
+            stepped = []
+            for t in range(6):
+                y, state = mixer.step(x[:, t], state)
+                stepped.append(y)
+            whole = mixer(x)[0]
+        assert torch.allclose(torch.stack(stepped, 1), whole, atol=1e-5)
+        mixer(x)[0].square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
