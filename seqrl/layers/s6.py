@@ -101,6 +101,8 @@ class S6(Mixer):
         self, u: Tensor, state: State | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, State | None]:
         """What lies between ``W_in x`` and the gate: ``u [B, L, E]`` to ``y [B, L, E]``."""
+        if torch.is_grad_enabled():
+            self._prepared = None  # an update may follow, and a fused one leaves no version behind
         keep = None if mask is None else mask.unsqueeze(-1)
         # The convolution's bias makes padding non-zero: it is masked on both sides.
         u = u if keep is None else u * keep
@@ -158,11 +160,12 @@ class S6(Mixer):
     def _prepare(self) -> tuple[Tensor, Tensor]:
         """Taps ``[k, E]`` and ``A log2(e) [N, E]``, kept while the parameters stay what they are.
 
-        Only ``_few`` reads them, so what acting computes never enters a training graph.
+        Only ``_few`` reads them, so what acting computes never enters a training graph. In training
+        mode nothing is kept.
         """
         a, w = self.A_log, self.conv1d.weight
         key = None
-        if not (a.is_inference() or torch.compiler.is_compiling()):
+        if not (self.training or a.is_inference() or torch.compiler.is_compiling()):
             key = (a.data_ptr(), a._version, w.data_ptr(), w._version)
             if self._prepared is not None and self._prepared[0] == key:
                 return self._prepared[1]

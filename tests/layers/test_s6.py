@@ -310,10 +310,11 @@ def test_parity_with_mambapy() -> None:
             assert float((want - got).abs().max()) < 1e-6
 
 
-def test_steps_follow_a_fused_optimiser() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_steps_follow_a_fused_optimiser(training: bool) -> None:
     """It changes weights without raising their version: kept rates must not outlive an update."""
     torch.manual_seed(0)
-    mixer = S6(8)
+    mixer = S6(8).train(training)
     x = torch.randn(2, 6, 8)
     optimizer = torch.optim.AdamW(mixer.parameters(), lr=0.3, fused=True)
     for _ in range(3):
