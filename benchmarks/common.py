@@ -36,6 +36,13 @@ def median_ratio(times: Mapping[str, np.ndarray], a: str, b: str) -> float:
     return float(np.median(times[a] / times[b]))
 
 
+def interval(values: np.ndarray, digits: int = 1) -> str:
+    """Mean and 95 % bootstrap interval over seeds."""
+    draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
