@@ -425,9 +425,8 @@ def copy(pairs: dict[Tensor, Tensor]) -> None:
         mine.copy_(theirs)
 
 
-@PACKAGE
-@pytest.mark.parametrize(("slstm_at", "length"), [((), 40), ((1,), 40), ((), 150)])
-def test_stacks_agree_with_the_package(slstm_at: tuple[int, ...], length: int) -> None:
+def twins(slstm_at: tuple[int, ...], length: int) -> tuple[nn.Module, nn.Module]:
+    """A stack of four blocks and the package's, with the same weights."""
     import xlstm as package
 
     torch.manual_seed(0)
@@ -453,6 +452,13 @@ def test_stacks_agree_with_the_package(slstm_at: tuple[int, ...], length: int) -
                   a.mlp.down.weight: b.ffn.proj_down.weight})  # fmt: skip
     assert isinstance(mine.norm, ScaleNorm)
     copy({mine.norm.weight: theirs.post_blocks_norm.weight})
+    return mine, theirs
+
+
+@PACKAGE
+@pytest.mark.parametrize(("slstm_at", "length"), [((), 40), ((1,), 40), ((), 150)])
+def test_stacks_agree_with_the_package(slstm_at: tuple[int, ...], length: int) -> None:
+    mine, theirs = twins(slstm_at, length)
     x = torch.randn(3, length, 128)
     with torch.no_grad():
         want = theirs(x)
