@@ -75,6 +75,7 @@ def spaces(longest: int) -> tuple[TaskSpec, DataStats]:
     return TaskSpec("task", ObservationSpec("vector", (OBS,)), action), stats
 
 
+@torch.inference_mode(False)  # a loaded policy's weights are ordinary tensors, too
 def make(name: str, fields: dict[str, Any], longest: int) -> Agent:
     """A registered agent of the benchmark's size with random weights, ready to act."""
     cls = registry.agent_class(name)

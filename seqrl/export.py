@@ -40,6 +40,9 @@ SCHEMA = 1
 DESCRIPTION = "policy.json"
 """Name of the description inside the archive."""
 
+_COMPARED = 200
+"""Steps that a graph and its agent are compared over, at most."""
+
 _MEANINGS = {
     "observation": "as the environment gives it; normalisation is inside",
     "prev_action": "the last action as executed; zeros where first is set",
@@ -351,8 +354,10 @@ def _silence() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _compare(one_step: OneStep, program: torch.export.ExportedProgram, steps: int = 12) -> None:
+def _compare(one_step: OneStep, program: torch.export.ExportedProgram) -> None:
     """Step the graph and the agent side by side, the agent as an evaluation does.
+
+    For a training window and a little more, where caches slide and segments have ended.
 
     Raises:
         SeqrlError: they act differently: the trace took something for a constant that is none.
@@ -360,7 +365,7 @@ def _compare(one_step: OneStep, program: torch.export.ExportedProgram, steps: in
     draws, graph = torch.Generator().manual_seed(0), program.module()
     its, agent = one_step.example_state(), one_step.agent
     mine = agent.initial_state(one_step.rows)
-    for t in range(steps):
+    for t in range(min((agent.config.window().length or 0) + 12, _COMPARED)):
         inputs = one_step.random_inputs(t, draws)
         found, its = graph(inputs, its)
         step = one_step.as_step(inputs)

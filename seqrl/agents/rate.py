@@ -39,6 +39,7 @@ from seqrl.datasets.tokens import ACTION, OBS, RTG, TripletLayout
 from seqrl.layers.dropout import Dropout
 from seqrl.layers.embeddings import ActionEmbedding, observation_embedding
 from seqrl.layers.heads import ActionHead, action_loss
+from seqrl.layers.state import exporting
 from seqrl.layers.trxl import TrXLSettings, TrXLStack, segment_mask
 from seqrl.layers.valves import MemoryValve
 from seqrl.spec import Batch, DataStats, LossOut, Step, TaskSpec, WindowSpec
@@ -308,13 +309,13 @@ class RATE(Agent):
     # --- acting -------------------------------------------------------------------------------
 
     def initial_state(self, n: int) -> dict[str, Any]:
-        weight = self.head.out.weight
+        weight, m = self.head.out.weight, self.config.memory_tokens
         count = torch.zeros(n, dtype=torch.int64, device=weight.device)
         state: dict[str, Any] = {
             "count": count,
             "cached": count.clone(),
-            "memory": weight.new_zeros(n, self.config.memory_tokens, self.config.width),
-            "caches": self.stack.new_caches(n, self.slots),
+            "memory": weight.new_zeros(n, m, self.config.width),
+            "caches": self.stack.new_caches(n, self.slots, (self.layout.size, m, 1 + m)),
         }
         if self.config.reset_target:
             state["target"] = state["raised"] = weight.new_zeros(n)
@@ -330,7 +331,7 @@ class RATE(Agent):
         action = self._embed_action(step.prev_action)
         within = count.remainder(self.config.segment)
         borders = within == 0
-        if bool(borders.any()):
+        if exporting() or bool(borders.any()):
             self._cross(state, action, borders)
         rtg = self._embed_returns(self._target(state, step, borders))
         parts = [action, *([] if rtg is None else [rtg]), self._embed_obs(step.observation)]
@@ -340,8 +341,7 @@ class RATE(Agent):
         slots = torch.where(positions < self.start, self.slots - 1, positions)
         positions = positions.clamp(min=self.start)
         seen = self._seen(positions, self.config.mem_len - state["cached"])
-        x = torch.stack(parts, 1)
-        y = self.stack.extend(x, state["caches"], slots, positions, seen, wanted=1)
+        y = self.stack.extend(torch.stack(parts, 1), state["caches"], slots, positions, seen, 1)
         state["count"] = count + 1
         return self.head(y[:, 0]), state
 
@@ -368,7 +368,7 @@ class RATE(Agent):
         slots = torch.arange(self.slots, device=borders.device)
         over = borders & (state["count"] > 0)
         memory = torch.where(borders[:, None, None], self._fresh_memory(n), state["memory"])
-        if self.start and bool(over.any()):
+        if self.start and (exporting() or bool(over.any())):
             written = self._finish(state, action, over, slots)
             memory = torch.where(over[:, None, None], written, memory)
         state["memory"] = memory

@@ -100,7 +100,7 @@ class S4D(Mixer):
         self.out = nn.Linear(width, width) if mix else None
         if not train_kernel:
             self.freeze_kernel()
-        self._cache: tuple[Any, Constants] | None = None
+        self._cache: tuple[list[Any], Constants] | None = None
 
     def _first_matrices(self, init: str) -> None:
         modes = diagonal_modes(init, self.state, B_CLIP)
@@ -238,8 +238,8 @@ class S4D(Mixer):
     def step_constants(self) -> Constants:
         """The constants of :meth:`step`, kept between steps while acting.
 
-        Computing them costs as much as the step itself. They are kept in evaluation mode alone,
-        and never become stale: whatever writes to a parameter in place changes its version, except
+        Computing them costs about ten steps of a row. They are kept in evaluation mode alone, and
+        never become stale: whatever writes to a parameter in place changes its version, except
         fused optimisers, and those need a gradient, so anything that may lead to one forgets them.
         """
         if exporting():
@@ -249,14 +249,10 @@ class S4D(Mixer):
         if self.training or learning:
             self._cache = None
             return self._constants()
-        try:
-            versions = [p._version for p in own]
-        except RuntimeError:  # parameters made in inference mode have no versions
-            return self._constants()
-        if self._cache is None or self._cache[0] != versions:
+        if self._cache is None or not all(map(_unchanged, own, self._cache[0])):
             # Outside inference mode, so that they may meet ordinary tensors later.
             with torch.inference_mode(False), torch.no_grad():
-                self._cache = (versions, self._constants())
+                self._cache = ([_mark(p) for p in own], self._constants())
         return self._cache[1]
 
     def train(self, mode: bool = True) -> Self:
@@ -279,8 +275,10 @@ class S4(S4D):
     The kernel comes from its generating function at the roots of unity, by Cauchy sums and the
     Woodbury identity (arXiv 2111.00396, section 3 and appendix C). There ``C (I - Abar^L)`` is the
     trained parameter, which ties a layer to one length; here ``C`` is, and the factor is computed
-    for the length at hand. A step multiplies by a dense real ``[N, N]`` matrix a channel. Several
-    times the cost of S4D and hardly better; S4D with ``init=legs`` is the one to use.
+    for the length at hand. ``Abar`` is diagonal plus rank one as well, so a step costs O(N) and
+    twice that of S4D. (Diagonalising it instead is no way out: the eigenvectors of LegS have a
+    condition that grows exponentially with N.) A sequence costs several times that of S4D, and is
+    hardly better; S4D with ``init=legs`` is the one to use.
 
     Args:
         width: H.
@@ -348,7 +346,7 @@ class S4(S4D):
         return torch.fft.irfft(values, length).to(self.D.dtype)
 
     def _carry(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        (x,) = state
+        x = torch.cat(state, -1)
         length = u.shape[1]
         abar, bbar, c = (t.to(self._complex_dtype.to_real()) for t in self.matrices())
         reading = krylov((c.unsqueeze(-2) @ abar).squeeze(-2), abar, length)  # c Abar^(l+1)
@@ -357,27 +355,63 @@ class S4(S4D):
         earlier = torch.bmm(before, reading.mT).permute(1, 2, 0)
         after = torch.bmm(before, torch.linalg.matrix_power(abar, length).mT)
         after = after + torch.bmm(u.permute(2, 0, 1).to(c.dtype), entering)
-        return earlier.to(u.dtype), (after.transpose(0, 1).to(x.dtype),)
+        return earlier.to(u.dtype), after.transpose(0, 1).to(x.dtype).chunk(2, -1)
 
-    def initial_state(self, rows: int) -> Any:
-        """One tensor ``[B, H, N]``, zero."""
-        return (self.D.new_zeros(rows, self.width, self.state),)
+    def structured(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``Abar`` and ``Bbar`` in O(N): ``a``, ``w``, ``q`` and ``bbar``, ``[H, N/2]`` complex128.
+
+        Those of :meth:`matrices` on the kept modes: ``x' = a x + w 2 Re(q . x) + bbar u``. As
+        ``Abar = 2 R - 1`` for ``R = (1 - dt/2 A)^-1``, and R is by Woodbury a diagonal ``e`` less
+        one of rank one, so is Abar. The divisor is at least 1, because ``Re(e) > 0``.
+        """
+        dt, eigenvalues, b, _ = self.continuous()
+        p = _complex(self._spread(self.P))
+        half = dt / 2 * eigenvalues
+        e = 1 / (1 - half)
+        q = p.conj() * e
+        w = -dt / (1 + dt * (q * p).real.sum(-1, keepdim=True)) * (e * p)
+        entering = dt * b
+        bbar = e * entering + w * (q * entering).real.sum(-1, keepdim=True)
+        return (1 + half) * e, w, q, bbar
 
     def _constants(self) -> Constants:
-        abar, bbar, c = self.matrices()
-        return tuple(t.to(self.D.dtype).contiguous() for t in (abar.mT, bbar, c))
+        """Parts of :meth:`structured` and of ``2 c``, ``[H, N/2]`` each, all real."""
+        a, w, q, bbar = self.structured()
+        c = _complex(self.C)
+        parts = [a.real, a.imag, w.real, w.imag, 2 * q.real, -2 * q.imag, bbar.real, bbar.imag]
+        parts += [2 * c.real, -2 * c.imag]
+        return tuple(t.to(self.D.dtype).contiguous() for t in parts)
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See :class:`seqrl.layers.mixer.Mixer`. Never writes into the state it is given."""
-        abar, bbar, c = self.step_constants()
-        u = x.to(c.dtype)
-        new = torch.bmm(state[0].transpose(0, 1), abar).transpose(0, 1)
-        new = torch.addcmul(new, u.unsqueeze(-1), bbar)
-        y = torch.addcmul((new * c).sum(-1), self.D, u)
-        return self._mixed(y), (new,)
+        a_re, a_im, w_re, w_im, q_re, q_im, b_re, b_im, c_re, c_im = self.step_constants()
+        u, (re, im) = x.to(a_re.dtype), state
+        entering = u.unsqueeze(-1)
+        shared = (re * q_re).addcmul_(im, q_im).sum(-1, keepdim=True)
+        new_re = torch.addcmul(entering * b_re, a_re, re).addcmul_(a_im, im, value=-1)
+        new_re.addcmul_(shared, w_re)
+        new_im = torch.addcmul(entering * b_im, a_re, im).addcmul_(a_im, re)
+        new_im.addcmul_(shared, w_im)
+        y = (new_re * c_re).addcmul_(new_im, c_im).sum(-1)
+        return self._mixed(torch.addcmul(y, self.D, u)), (new_re, new_im)
 
 
 _COMPLEX = torch.complex64
+
+
+def _mark(p: Tensor) -> Any:
+    """What tells whether a parameter is still what it was.
+
+    Those made in inference mode have no versions: their values, which cost far less to compare
+    than the constants cost to compute. A deep copy counts its versions anew, hence the address.
+    """
+    return p.detach().clone() if p.is_inference() else (p.data_ptr(), p._version)
+
+
+def _unchanged(p: Tensor, mark: Any) -> bool:
+    if isinstance(mark, Tensor):
+        return torch.equal(p, mark)
+    return not p.is_inference() and mark == (p.data_ptr(), p._version)
 
 
 def _complex(pairs: Tensor) -> Tensor:

@@ -230,8 +230,18 @@ class TrXLStack(nn.Module):
             x = layer.after(x[:, from_:], y)
         return self.norm(x)
 
-    def new_caches(self, rows: int, slots: int) -> list[Tensor]:
-        """One empty cache a layer."""
+    def new_caches(self, rows: int, slots: int, pieces: Sequence[int] = ()) -> list[Tensor]:
+        """One empty cache a layer.
+
+        Args:
+            rows: B.
+            slots: S.
+            pieces: how many tokens :meth:`extend` will take at once, for the numbers there will be.
+                Their tables are made now: one that a trace is the first to ask for would be a
+                tensor of the tracer's, kept for everybody.
+        """
+        for length in pieces:
+            waves(slots - 1, length, self.settings.width, self.bias)
         return [layer.attention.new_cache(rows, slots) for layer in self._layers()]
 
     def _layers(self) -> list[TrXLLayer]:

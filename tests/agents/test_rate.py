@@ -244,6 +244,27 @@ def test_rows_in_different_phases_do_not_touch_each_other(late: int, fields: dic
             assert torch.equal(y[1], alone[1, t - late]), t
 
 
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_the_work_of_a_border_done_at_every_step_changes_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an exported graph, which cannot ask whether any row is at a border."""
+    agent, batch = agent_and_batch(**SHAPES[name])
+    steps, late = steps_of(batch), torch.tensor([0, 1, 2])
+    runs = []
+    for always in (False, True):
+        monkeypatch.setattr("seqrl.agents.rate.exporting", lambda always=always: always)
+        state, out = agent.initial_state(3), []
+        for t in range(T):
+            if t in late:
+                state = agent.reset(state, late == t)
+            y, state = agent.step(state, rows_at(steps, (t - late).clamp(min=0).tolist()))
+            out.append(y)
+        runs.append(torch.stack(out))
+    assert torch.equal(*runs)
+
+
 @torch.no_grad()
 def test_a_cold_start_forgets_what_the_slots_hold() -> None:
     """Whatever keys and values were there cannot come back after a reset."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,29 @@ def own_actions(agent: Agent, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return np.stack(out)
 
 
-QUICK = ("dc", "lstm")
-BRANCHING = ("rate",)
-"""Agents whose step does more at a segment's end, which no fixed graph can."""
+def check_elsewhere(agents: dict[str, Agent], folder: Path) -> None:
+    """Each agent's file acts without seqrl as the agent itself does, over 30 steps."""
+    files, wanted = [], {}
+    for name, agent in agents.items():
+        file = folder / f"{name}.pt2"
+        about = export_agent(agent, file, rows=2)
+        assert json.loads(file.with_suffix(".json").read_text()) == about
+        inputs = episode_inputs(agent, 2, 30)
+        np.savez(f"{file}.npz", **inputs)
+        files.append(file)
+        wanted[file] = own_actions(agent, inputs)
+    elsewhere(files)
+    for file, want in wanted.items():
+        found = np.load(f"{file}.npy")
+        assert found.dtype == want.dtype
+        if found.dtype == np.float32:
+            assert np.abs(found - want).max() < 1e-5, file.stem
+            assert np.abs(np.diff(found, axis=0)).max() > 1e-4, f"{file.stem} always does the same"
+        else:
+            assert (found == want).all(), file.stem
 
+
+QUICK = ("dc", "lstm")
 REST = [r.name for r in registry.ROWS if "stream" in r.acting and r.name not in QUICK] + ["bc"]
 
 
@@ -97,33 +117,45 @@ REST = [r.name for r in registry.ROWS if "stream" in r.acting and r.name not in 
     ],
 )
 def test_agents_act_the_same_without_seqrl(tmp_path: Path, names: list[str], kind: str) -> None:
-    files, wanted = [], {}
+    agents = {}
     for name in names:
         cls = registry.agent_class(name)
-        if not serves(cls, kind):
-            continue
-        agent = build(cls, tiny_data(kind)).eval()
-        agent.set_acting(rule="stream" if "stream" in cls.acting_rules else None)
-        file = tmp_path / f"{name}.pt2"
-        if name in BRANCHING:
-            with pytest.raises(SeqrlError, match="is no fixed graph"):
-                export_agent(agent, file, rows=2)
-            continue
-        about = export_agent(agent, file, rows=2)
-        assert json.loads(file.with_suffix(".json").read_text()) == about
-        inputs = episode_inputs(agent, 2, 30)
-        np.savez(f"{file}.npz", **inputs)
-        files.append(file)
-        wanted[file] = own_actions(agent, inputs)
-    elsewhere(files)
-    for file, want in wanted.items():
-        found = np.load(f"{file}.npy")
-        assert found.dtype == want.dtype
-        if kind == "continuous":
-            assert np.abs(found - want).max() < 1e-5, file.stem
-            assert np.abs(np.diff(found, axis=0)).max() > 1e-4, f"{file.stem} always does the same"
-        else:
-            assert (found == want).all(), file.stem
+        if serves(cls, kind):
+            agents[name] = build(cls, tiny_data(kind)).eval()
+            agents[name].set_acting(rule="stream" if "stream" in cls.acting_rules else None)
+    check_elsewhere(agents, tmp_path)
+
+
+RATES: dict[str, dict[str, Any]] = {
+    "ca2": {"memory_tokens": 4},
+    "ca1": {"valve": "ca1"},
+    "gru": {"valve": "gru", "mem_len": 0, "layer": "trxl-i"},
+    "lstm": {"valve": "lstm", "layer": "gtrxl", "d_inner": 20},
+    "gate": {"valve": "gate", "return_tokens": False},
+    "none": {"valve": "none", "memory_reads_cache": True},
+    "cache_alone": {"memory_tokens": 0, "reset_target": True},
+    "neither": {"memory_tokens": 0, "mem_len": 0},
+}
+"""Shapes of rate: what stands between its segments, and what is in them."""
+
+QUICK_RATES = ("ca2", "cache_alone")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (QUICK_RATES, "continuous"),
+        pytest.param(
+            [n for n in RATES if n not in QUICK_RATES], "continuous", marks=pytest.mark.slow
+        ),
+        pytest.param(RATES, "discrete", marks=pytest.mark.slow),
+        pytest.param(QUICK_RATES, "image", marks=pytest.mark.slow),
+    ],
+)
+def test_segments_end_without_seqrl_too(tmp_path: Path, names: Iterable[str], kind: str) -> None:
+    """Six borders a row or more, at steps of its own: the last row begins anew at t = 3."""
+    cls, data = registry.agent_class("rate"), tiny_data(kind)
+    check_elsewhere({n: build(cls, data, segment=4, **RATES[n]).eval() for n in names}, tmp_path)
 
 
 def test_command_exports_what_eval_runs(cli: Cli, run_dir: Path, tmp_path: Path) -> None:

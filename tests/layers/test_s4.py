@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqrl.errors import SeqrlError
 from seqrl.layers.fft_conv import causal_convolution, fft_length, krylov, power, powers
@@ -205,6 +207,49 @@ def test_rank_one_layer_is_hippo_in_real_numbers() -> None:
     assert relative(mixer.kernel(40)[0], torch.stack(wanted)) < 1e-8
 
 
+@pytest.mark.parametrize("state", [2, 16, 64])
+def test_rank_one_step_multiplies_by_the_dense_matrix(state: int) -> None:
+    mixer = layer(S4, width=3, state=state, dt_max=1.0)
+    with torch.no_grad():  # far from LegS, as training may take it
+        for p in (mixer.P, mixer.B, mixer.log_decay):
+            p.add_(torch.randn_like(p))
+    abar, bbar, _ = mixer.matrices()
+    a, w, q, b = mixer.structured()
+    x = torch.randn(3, state, dtype=F64)
+    modes = torch.complex(*x.chunk(2, -1))
+    new = a * modes + w * 2 * (q * modes).real.sum(-1, keepdim=True)
+    wanted = (abar @ x.unsqueeze(-1)).squeeze(-1)
+    assert relative(torch.cat([new.real, new.imag], -1), wanted) < 1e-11
+    assert relative(torch.cat([b.real, b.imag], -1), bbar) < 1e-11
+
+
+class Largest(TorchDispatchMode):
+    """Notes the numbers in the largest tensor that any operation makes."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else [out]:
+            self.found = max(self.found, t.numel() if isinstance(t, Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize("cls", [S4D, S4])
+def test_steps_and_their_constants_are_linear_in_the_state(cls) -> None:
+    kept, made, carried = [], [], []
+    for n in (32, 128):
+        mixer = layer(cls, state=n)
+        state = mixer.initial_state(1)
+        with torch.no_grad(), Largest() as largest:
+            mixer.step(torch.randn(1, 4, dtype=F64), state)
+        made.append(largest.found)
+        kept.append(sum(t.numel() for t in mixer._cache[1]))
+        carried.append(sum(t.numel() for t in state))
+    for few, many in (kept, made, carried):
+        assert many == 4 * few
+
+
 @pytest.mark.parametrize("cls", [S4D, S4])
 def test_the_mixer_table_builds_mixing_layers(cls) -> None:
     name = {S4D: "s4d", S4: "s4"}[cls]
@@ -317,6 +362,43 @@ def test_steps_are_never_stale(cls) -> None:
         torch._foreach_lerp_(list(mixer.parameters()), list(other.parameters()), 0.5)
     assert current()
     assert torch.isfinite(mixer.double().step(u, mixer.initial_state(1))[0]).all()
+
+
+@pytest.mark.parametrize("cls", [S4D, S4])
+@pytest.mark.parametrize("inference", [False, True])
+def test_constants_are_computed_once_while_acting(cls, inference, monkeypatch) -> None:
+    computed = []
+    compute = cls._constants
+    monkeypatch.setattr(cls, "_constants", lambda self: computed.append(1) or compute(self))
+    with torch.inference_mode(inference):  # parameters made there have no versions
+        mixer = layer(cls, dtype=torch.float32)
+    u = torch.randn(1, 5, 4)
+    for _ in range(3):
+        first, _ = stepped(mixer, u)
+        with torch.inference_mode():
+            stepped(mixer, u)
+    assert len(computed) == 1
+    with torch.inference_mode(inference), torch.no_grad():
+        mixer.log_dt.add_(0.5)
+    second, _ = stepped(mixer, u)
+    assert len(computed) == 2
+    assert relative(second, first) > 1e-3
+
+
+@pytest.mark.parametrize("cls", [S4D, S4])
+def test_a_deep_copy_keeps_no_constants_of_the_first(cls) -> None:
+    """A copy's parameters count their changes from the start again."""
+    mixer, u = layer(cls), torch.randn(1, 5, 4, dtype=F64)
+    with torch.no_grad():
+        for p in mixer.parameters():
+            p.mul_(1)
+        stepped(mixer, u)
+        other = copy.deepcopy(mixer)
+        for p, known in zip(other.parameters(), mixer.parameters(), strict=True):
+            while p._version < known._version:
+                p.add_(0.1)
+        assert relative(stepped(other, u)[0], other(u)[0]) < 1e-10
+        assert relative(stepped(other, u)[0], stepped(mixer, u)[0]) > 1e-3
 
 
 def test_acting_leaves_nothing_that_breaks_training() -> None:
