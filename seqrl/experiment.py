@@ -366,7 +366,7 @@ def _train(
     if not trainer.processes.first:
         return Run(folder, ready.config, result, None, device)
     found = None
-    with _stoppable(folder):
+    with stoppable(folder, "during the final evaluation", f"seqrl resume {folder.dir}"):
         if ready.evaluated:
             found = _final_evaluation(folder, ready, device, watch)
     several = found if len(ready.agent.tasks) > 1 else None
@@ -389,8 +389,13 @@ def _final_evaluation(folder: RunFolder, ready: Prepared, device: str, watch: Wa
 
 
 @contextlib.contextmanager
-def _stoppable(folder: RunFolder) -> Iterator[None]:
-    """Ctrl-C or SIGTERM inside leaves a run whose evaluation ``seqrl resume`` will repeat."""
+def stoppable(folder: RunFolder, doing: str, resume: str) -> Iterator[None]:
+    """Ctrl-C or SIGTERM inside leaves a run marked as interrupted, which can be resumed.
+
+    Args:
+        doing: what goes on inside.
+        resume: the command that goes on with it.
+    """
     from seqrl.devices import StopNow, StopSignals
 
     signals = StopSignals()
@@ -398,8 +403,8 @@ def _stoppable(folder: RunFolder) -> Iterator[None]:
         with signals, signals.urgent():
             yield
     except (StopNow, KeyboardInterrupt) as e:
-        folder.mark("interrupted", text := "interrupted during the final evaluation")
-        raise RunInterrupted(text, hint=f"seqrl resume {folder.dir}") from e
+        folder.mark("interrupted", text := f"interrupted {doing}")
+        raise RunInterrupted(text, hint=resume) from e
 
 
 # --- resuming ----------------------------------------------------------------------------------

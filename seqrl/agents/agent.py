@@ -55,6 +55,18 @@ def require(ok: bool, name: str, value: Any, allowed: str) -> None:
         raise SeqrlError(f"{name} is {value!r}, must be {allowed}", hint=f"set {flag}")
 
 
+def require_sizes(config: AgentConfig, *names: str) -> None:
+    """Refuse any of these fields that is below 1."""
+    for name in names:
+        require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+
+
+def require_fractions(config: AgentConfig, *names: str) -> None:
+    """Refuse any of these fields that is outside [0, 1)."""
+    for name in names:
+        require(0 <= getattr(config, name) < 1, name, getattr(config, name), "in [0, 1)")
+
+
 def config_from_json(cls: type[AgentConfig], data: Mapping[str, Any]) -> AgentConfig:
     """Rebuild a config written by ``AgentConfig.to_json``; unknown fields are an error."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -231,14 +243,11 @@ class Agent(nn.Module, ABC):
         Raises:
             SeqrlError: a rule this agent does not have, or sampling where it is deterministic.
         """
-        if rule is not None and rule not in self.acting_rules:
-            raise SeqrlError(
-                f"agent '{self.name}' cannot act by '{rule}'",
-                hint=f"its rules: {', '.join(self.acting_rules)}",
-            )
+        if rule is not None:
+            self.check_rule(rule)
         if decode not in (None, "greedy", "sample"):
             raise SeqrlError(f"decode is {decode!r}, must be greedy or sample")
-        if decode == "sample" and any(t.action.kind == "continuous" for t in self.tasks):
+        if decode == "sample" and not self.can_sample:
             raise SeqrlError(
                 f"agent '{self.name}' predicts one continuous action, there is none to sample",
                 hint="drop --decode sample",
@@ -250,6 +259,19 @@ class Agent(nn.Module, ABC):
             decode=decode or self.acting.decode,
             temperature=temperature or self.acting.temperature,
         )
+
+    def check_rule(self, rule: str) -> None:
+        """Raise SeqrlError for a rule this agent cannot act by; agents add what configs forbid."""
+        if rule not in self.acting_rules:
+            raise SeqrlError(
+                f"agent '{self.name}' cannot act by '{rule}'",
+                hint=f"its rules: {', '.join(self.acting_rules)}",
+            )
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether predictions are distributions that ``decode="sample"`` can draw from."""
+        return all(t.action.kind != "continuous" for t in self.tasks)
 
     # --- units: the one place where raw values become network inputs ---------------------------
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrl.agents.agent import Agent, AgentConfig, require
+from seqrl.agents.agent import Agent, AgentConfig, require_fractions, require_sizes
 from seqrl.layers.dropout import Dropout
 from seqrl.layers.embeddings import ImageEncoder
 from seqrl.layers.heads import ActionHead, action_loss
@@ -39,9 +39,8 @@ class BCConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("context", "width", "n_layer"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        require_sizes(self, "context", "width", "n_layer")
+        require_fractions(self, "dropout")
 
     def window(self) -> WindowSpec:
         return WindowSpec("any_end", self.context)

@@ -34,16 +34,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from seqrl.agents.agent import Agent, AgentConfig, require
+from seqrl.agents.agent import Agent, AgentConfig, require, require_fractions, require_sizes
 from seqrl.datasets.tokens import ACTION, OBS, RTG, TripletLayout
 from seqrl.errors import SeqrlError
 from seqrl.layers.conv import ThreeFilterConv
 from seqrl.layers.filter_memory import FilterMemory
 from seqrl.layers.heads import ActionHead, action_loss
 from seqrl.layers.mixer import Place, build_mixers
-from seqrl.layers.stack import grouped_parameters, residual_stack
+from seqrl.layers.stack import decay_by_kind, grouped_parameters, residual_stack
 from seqrl.layers.state import select_rows
 from seqrl.layers.step_tokens import StepTokens, check_horizon
+from seqrl.layers.token_memory import NewTokens
 from seqrl.spec import Batch, DataStats, LossOut, Step, TaskSpec, WindowSpec
 
 OFFICIAL_PADDING = -10.0
@@ -103,11 +104,9 @@ class DCConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("context", "width", "n_layer", "kernel", "n_head", "max_timestep"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_sizes(self, "context", "width", "n_layer", "kernel", "n_head", "max_timestep")
         require(self.width % self.n_head == 0, "n_head", self.n_head, f"a divisor of {self.width}")
-        for name in ("dropout", "embed_dropout", "attn_dropout"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        require_fractions(self, "dropout", "embed_dropout", "attn_dropout")
         moving = self.positions in ("window", "window_start") or self.token_positions
         require(
             self.pad_mode == "masked" or not moving,
@@ -159,7 +158,7 @@ class DecisionConvFormer(Agent):
             nn.init.normal_(self.head.out.weight, std=0.02)
         kept = not self.tokens.moving and c.pad_mode == "masked"
         sizes = (c.context, m, self.layout.place(OBS), c.width)
-        self.recall = FilterMemory(self.stack, *sizes, cacheable=kept)
+        self.recall = FilterMemory(self.stack, sizes, cacheable=kept)
         reach = sum(x.kernel - 1 if isinstance(x, ThreeFilterConv) else 10**9 for x in mixers)
         self.whole = kept and reach <= (c.context - 1) * m + self.layout.place(OBS)
         """Whether nothing older than the window can reach the newest state token."""
@@ -189,7 +188,7 @@ class DecisionConvFormer(Agent):
     def _predict(self, batch: Batch) -> Tensor:
         rtg, obs = self.scaled(batch.returns_to_go), self.observe(batch.observations)
         x = self.tokens.window(rtg, obs, batch.actions, batch.timesteps)
-        return self.head(self.layout.read(self.stack(x)[0], OBS))
+        return self.head(self.stack.read(x, slice(self.layout.place(OBS), None, self.layout.size)))
 
     def loss(self, batch: Batch) -> LossOut:
         return action_loss(
@@ -199,29 +198,18 @@ class DecisionConvFormer(Agent):
     def parameter_groups(self) -> list[dict[str, Any]]:
         if self.config.decay == "all":
             return grouped_parameters(self)
-        kinds = (nn.Linear, nn.Conv2d, ThreeFilterConv)
-        decayed = {id(m.weight) for m in self.modules() if isinstance(m, kinds)}
-        params = list(self.parameters())
-        return [
-            {"params": [p for p in params if id(p) in decayed]},
-            {"params": [p for p in params if id(p) not in decayed], "weight_decay": 0.0},
-        ]
+        return decay_by_kind(self, nn.Linear, nn.Conv2d, ThreeFilterConv)
 
     # --- acting -------------------------------------------------------------------------------
 
-    def set_acting(
-        self,
-        rule: str | None = None,
-        decode: str | None = None,
-        temperature: float | None = None,
-    ) -> None:
+    def check_rule(self, rule: str) -> None:
+        super().check_rule(rule)
         if rule == "stream" and not self.recall.cacheable:
             raise SeqrlError(
                 "rule 'stream' needs positions that do not move with the window and "
                 "pad_mode masked",
                 hint="use --acting recompute, or train with --agent.positions timestep or none",
             )
-        super().set_acting(rule, decode, temperature)
 
     @property
     def _rule(self) -> str:
@@ -255,9 +243,8 @@ class DecisionConvFormer(Agent):
         rtg, obs = self.scaled(step.rtg), self.observe(step.observation)
         tokens, action = self.tokens.step(rtg, obs, step.prev_action, step.timestep)
         action = tokens[:, 0] if action is None else action
-        hidden, state = self.recall.advance(
-            self, self.stack, state, self._rule, tokens, action, step.timestep, step.first
-        )
+        new = NewTokens(tokens, action, step.timestep, step.first)
+        hidden, state = self.recall.advance(self, self.stack, state, self._rule, new)
         return self.head(hidden), state
 
     def finish_tokens(self, x: Tensor, position: Tensor, timestep: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrl.agents.agent import Agent, AgentConfig, require
+from seqrl.agents.agent import Agent, AgentConfig, require, require_fractions, require_sizes
 from seqrl.datasets.tokens import ACTION, OBS, RTG, TripletLayout
 from seqrl.errors import SeqrlError
 from seqrl.layers.dropout import Dropout
@@ -48,7 +48,7 @@ from seqrl.layers.heads import ActionHead, action_loss, masked_mean
 from seqrl.layers.multi_grained import MultiGrainedBlock, MultiGrainedMemory, MultiGrainedStack
 from seqrl.layers.s6 import S6
 from seqrl.layers.stack import MLP, MixerBlock, MixerStack, RMSNorm
-from seqrl.layers.token_memory import MixerMemory
+from seqrl.layers.token_memory import MixerMemory, NewTokens
 from seqrl.spec import Batch, DataStats, LossOut, Step, TaskSpec, WindowSpec
 
 LAYOUT = TripletLayout((RTG, OBS, ACTION))
@@ -112,10 +112,8 @@ class DecisionMambaConfig(AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = ("context", "width", "n_layer", "state", "expand", "conv", "max_timestep")
-        for name in (*sizes, "teacher_every", "total_updates"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("dropout", "teacher_decay"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        require_sizes(self, *sizes, "teacher_every", "total_updates")
+        require_fractions(self, "dropout", "teacher_decay")
         for name in ("next_state_weight", "next_return_weight", "beta_max", "beta_cap"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         aux = self.next_state_weight + self.next_return_weight
@@ -356,20 +354,18 @@ class DecisionMamba(Agent):
     # --- acting -------------------------------------------------------------------------------
 
     def initial_state(self, n: int) -> dict[str, Any]:
-        return self.recall.initial_state(self.net.stack, n, self.acting.rule)  # type: ignore[arg-type]
+        return self.recall.initial_state(self.net.stack, n, self.acting.rule)
 
     def reset(self, state: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-        return self.recall.reset(self.net.stack, state, rows)  # type: ignore[arg-type]
+        return self.recall.reset(self.net.stack, state, rows)
 
     def step(self, state: dict[str, Any], step: Step) -> tuple[Tensor, dict[str, Any]]:
         net, t = self.net, step.timestep
         rtg = net.token(RTG, self.scaled(step.rtg).unsqueeze(-1), t)
         tokens = torch.stack([rtg, net.token(OBS, self.observe(step.observation), t)], 1)
         action = net.token(ACTION, step.prev_action, t - 1)
-        stack: Any = net.stack
-        hidden, state = self.recall.advance(
-            self, stack, state, self.acting.rule, tokens, action, t, step.first
-        )
+        new = NewTokens(tokens, action, t, step.first)
+        hidden, state = self.recall.advance(self, net.stack, state, self.acting.rule, new)
         return net.head(hidden), state
 
     def finish_tokens(self, x: Tensor, position: Tensor, timestep: Tensor) -> Tensor:

@@ -30,14 +30,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from seqrl.agents.agent import Agent, AgentConfig, require
+from seqrl.agents.agent import Agent, AgentConfig, require, require_fractions, require_sizes
 from seqrl.datasets.tokens import ACTION, OBS, RTG, TripletLayout
 from seqrl.errors import SeqrlError
 from seqrl.layers.heads import ActionHead, action_loss
 from seqrl.layers.mixer import Place, build_mixers
-from seqrl.layers.stack import grouped_parameters, residual_stack
+from seqrl.layers.stack import MixerStack, decay_by_kind, grouped_parameters, residual_stack
 from seqrl.layers.step_tokens import StepTokens, check_horizon
-from seqrl.layers.token_memory import RULES, AttentionMemory, MixerMemory, TokenMemory
+from seqrl.layers.token_memory import RULES, AttentionMemory, MixerMemory, NewTokens, TokenMemory
 from seqrl.layers.transformer import Transformer
 from seqrl.spec import Batch, DataStats, LossOut, Step, TaskSpec, WindowSpec
 
@@ -87,11 +87,9 @@ class DTConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("context", "width", "n_layer", "n_head", "max_timestep"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_sizes(self, "context", "width", "n_layer", "n_head", "max_timestep")
         require(self.width % self.n_head == 0, "n_head", self.n_head, f"a divisor of {self.width}")
-        for name in ("dropout", "embed_dropout", "attn_dropout"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        require_fractions(self, "dropout", "embed_dropout", "attn_dropout")
 
     def window(self) -> WindowSpec:
         return WindowSpec(self.windows, self.context)
@@ -122,7 +120,7 @@ class DecisionTransformer(Agent):
         if c.embed_tanh and task.action.kind == "discrete":  # as the Atari release starts it
             nn.init.normal_(self.head.out.weight, std=0.02)
 
-    def _stack_and_memory(self) -> tuple[nn.Module, TokenMemory]:
+    def _stack_and_memory(self) -> tuple[Transformer | MixerStack, TokenMemory]:
         c, m = self.config, self.layout.size
         memory = (c.context, m, self.layout.place(OBS), c.width, c.positions != "window_start")
         if all(name == "attention" for name in c.mixer):
@@ -145,10 +143,7 @@ class DecisionTransformer(Agent):
     def predict(self, batch: Batch) -> Tensor:
         rtg, obs = self.scaled(batch.returns_to_go), self.observe(batch.observations)
         x = self.tokens.window(rtg, obs, batch.actions, batch.timesteps)
-        readers = self.layout.positions(OBS, batch.mask.shape[1], x.device)
-        if isinstance(self.stack, Transformer):
-            return self.head(self.stack(x, readers))
-        return self.head(self.stack(x)[0][:, readers])
+        return self.head(self.stack.read(x, slice(self.layout.place(OBS), None, self.layout.size)))
 
     def loss(self, batch: Batch) -> LossOut:
         return action_loss(
@@ -158,36 +153,19 @@ class DecisionTransformer(Agent):
     def parameter_groups(self) -> list[dict[str, Any]]:
         if self.config.decay == "all":
             return grouped_parameters(self)
-        kinds = (nn.Linear, nn.Conv2d)
-        decayed = {id(m.weight) for m in self.modules() if isinstance(m, kinds)}
-        params = list(self.parameters())
-        return [
-            {"params": [p for p in params if id(p) in decayed]},
-            {"params": [p for p in params if id(p) not in decayed], "weight_decay": 0.0},
-        ]
+        return decay_by_kind(self, nn.Linear, nn.Conv2d)
 
     # --- acting -------------------------------------------------------------------------------
 
-    def set_acting(
-        self,
-        rule: str | None = None,
-        decode: str | None = None,
-        temperature: float | None = None,
-    ) -> None:
-        c = self.config
-        if rule in self.acting_rules and rule not in self.recall.rules:
-            raise SeqrlError(
-                f"rule '{rule}' needs attention in every layer, this agent has "
-                f"mixer {' '.join(c.mixer)}",
-                hint=f"its rules: {', '.join(self.recall.rules)}",
-            )
-        if rule is not None and rule.startswith("stream") and self.tokens.moving:
+    def check_rule(self, rule: str) -> None:
+        super().check_rule(rule)
+        self.recall.check_rule(rule, self.config.mixer)
+        if rule.startswith("stream") and self.tokens.moving:
             raise SeqrlError(
                 f"rule '{rule}' needs positions that do not move with the window",
                 hint="use --acting recompute or refill, or train with --agent.positions "
                 "timestep, relative or none",
             )
-        super().set_acting(rule, decode, temperature)
 
     def initial_state(self, n: int) -> dict[str, Any]:
         return self.recall.initial_state(self.stack, n, self.acting.rule)
@@ -199,9 +177,8 @@ class DecisionTransformer(Agent):
         rtg, obs = self.scaled(step.rtg), self.observe(step.observation)
         tokens, action = self.tokens.step(rtg, obs, step.prev_action, step.timestep)
         action = tokens[:, 0] if action is None else action  # every layout here has actions
-        hidden, state = self.recall.advance(
-            self, self.stack, state, self.acting.rule, tokens, action, step.timestep, step.first
-        )
+        new = NewTokens(tokens, action, step.timestep, step.first)
+        hidden, state = self.recall.advance(self, self.stack, state, self.acting.rule, new)
         return self.head(hidden), state
 
     def finish_tokens(self, x: Tensor, position: Tensor, timestep: Tensor) -> Tensor:

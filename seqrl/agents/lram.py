@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrl.agents.agent import Agent, AgentConfig, require
+from seqrl.agents.agent import Agent, AgentConfig, require, require_fractions, require_sizes
 from seqrl.datasets.tokens import OBS, RTG, TripletLayout
 from seqrl.draws import RowDraws
 from seqrl.errors import SeqrlError
@@ -47,7 +47,7 @@ from seqrl.layers.stack import (
     grouped_parameters,
     residual_stack,
 )
-from seqrl.layers.token_memory import AttentionMemory, MixerMemory, TokenMemory
+from seqrl.layers.token_memory import AttentionMemory, MixerMemory, NewTokens, TokenMemory
 from seqrl.layers.transformer import Transformer
 from seqrl.layers.xlstm import xlstm_stack
 from seqrl.spec import Batch, DataStats, LossOut, Step, TaskSpec, WindowSpec
@@ -99,10 +99,10 @@ class LRAMConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("context", "width", "n_layer", "n_head", "max_actions", "n_discrete"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        sizes = ("context", "width", "n_layer", "n_head", "max_actions", "n_discrete")
+        require_sizes(self, *sizes)
         require(self.bins >= 2, "bins", self.bins, "at least 2")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        require_fractions(self, "dropout")
         for name in ("max_observation", "image_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1, or none")
@@ -172,7 +172,7 @@ class LRAM(Agent):
         if self.token_table is not None:
             nn.init.normal_(self.token_table, std=0.02)
 
-    def _stack_and_memory(self) -> tuple[nn.Module, TokenMemory]:
+    def _stack_and_memory(self) -> tuple[Transformer | MixerStack, TokenMemory]:
         c, m = self.config, self.layout.size
         memory = (c.context, m, self._reader, c.width)
         relative = c.positions == "relative"
@@ -208,12 +208,8 @@ class LRAM(Agent):
         if self.embed_rtg is not None:
             tokens[RTG] = self._value(self.embed_rtg, batch.returns_to_go, task)
         x = self.layout.interleave(tokens)[:, :-1]  # nothing follows the last reward
-        steps = batch.mask.shape[1]
         x = self.embed_dropout(self.finish_tokens(x, torch.arange(x.shape[1], device=x.device)))
-        readers = torch.arange(steps, device=x.device) * self.layout.size + self._reader
-        if isinstance(self.stack, Transformer):
-            return self.stack(x, readers)
-        return self.stack(x)[0][:, readers]
+        return self.stack.read(x, slice(self._reader, None, self.layout.size))
 
     def predict(self, batch: Batch) -> Tensor:
         task = self._task_of(batch.task)
@@ -288,28 +284,18 @@ class LRAM(Agent):
 
     # --- acting -------------------------------------------------------------------------------
 
-    def set_acting(
-        self,
-        rule: str | None = None,
-        decode: str | None = None,
-        temperature: float | None = None,
-    ) -> None:
-        c = self.config
-        if rule in self.acting_rules and rule not in self.recall.rules:
-            raise SeqrlError(
-                f"rule '{rule}' needs attention in every layer, this agent has "
-                f"mixer {' '.join(c.mixer)}",
-                hint=f"its rules: {', '.join(self.recall.rules)}",
-            )
-        if rule is not None and rule.startswith("stream") and c.positions == "token":
+    def check_rule(self, rule: str) -> None:
+        super().check_rule(rule)
+        self.recall.check_rule(rule, self.config.mixer)
+        if rule.startswith("stream") and self.config.positions == "token":
             raise SeqrlError(
                 f"rule '{rule}' needs positions that do not move with the window",
                 hint="use --acting recompute or refill, or train with --agent.positions none",
             )
-        if decode not in (None, "greedy", "sample"):
-            raise SeqrlError(f"decode is {decode!r}, must be greedy or sample")
-        super().set_acting(rule, None, temperature)
-        self.acting.decode = decode or self.acting.decode  # bins can be drawn as choices can
+
+    @property
+    def can_sample(self) -> bool:
+        return True  # bins can be drawn as choices can
 
     def initial_state(self, n: int) -> dict[str, Any]:
         return self.recall.initial_state(self.stack, n, self.acting.rule)
@@ -323,10 +309,8 @@ class LRAM(Agent):
         if self.embed_rtg is not None:
             parts.append(self._value(self.embed_rtg, step.rtg, task))
         reward = self._value(self.embed_reward, step.prev_reward, task)
-        hidden, state = self.recall.advance(
-            self, self.stack, state, self.acting.rule, torch.stack(parts, 1), reward,
-            step.timestep, step.first,
-        )  # fmt: skip
+        new = NewTokens(torch.stack(parts, 1), reward, step.timestep, step.first)
+        hidden, state = self.recall.advance(self, self.stack, state, self.acting.rule, new)
         return self._predictions(hidden, task), state
 
     def _predictions(self, hidden: Tensor, task: int) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from seqrl.agents.agent import Agent, AgentConfig, require
+from seqrl.agents.agent import Agent, AgentConfig, require_fractions, require_sizes
 from seqrl.layers.dropout import Dropout
 from seqrl.layers.embeddings import ActionEmbedding, observation_embedding
 from seqrl.layers.heads import ActionHead, action_loss
@@ -46,9 +46,8 @@ class LSTMConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("context", "width", "n_layer"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        require_sizes(self, "context", "width", "n_layer")
+        require_fractions(self, "dropout")
 
     def window(self) -> WindowSpec:
         return WindowSpec(self.windows, self.context)

@@ -9,10 +9,9 @@ The evaluation before and the one after are those of ``seqrl eval``, over the sa
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,12 +20,12 @@ from seqrl import checkpoint as ckpt
 from seqrl.agents.agent import Agent
 from seqrl.datasets.catalog import load_sources
 from seqrl.datasets.trajectories import Trajectories
-from seqrl.devices import StopNow, StopSignals, resolve_device
+from seqrl.devices import resolve_device
 from seqrl.distributed import Processes
 from seqrl.errors import RunInterrupted, SeqrlError
 from seqrl.eval_report import EvalReport
 from seqrl.evaluating import evaluate_agent, periodic_evaluator
-from seqrl.experiment import ExperimentConfig, run_dir
+from seqrl.experiment import ExperimentConfig, run_dir, stoppable
 from seqrl.finetune.collecting import Collector, Round, check_can_act
 from seqrl.finetune.config import FinetuneConfig, Schedule
 from seqrl.finetune.loop import ActorCritic, Method, OnlineTrainer, WeightedBC
@@ -310,7 +309,8 @@ def _run(
     t: Tuning, folder: RunFolder, offline: Trajectories | None, watch: Watch, resume: bool
 ) -> FinetuneRun:
     say = watch.say or (lambda text: None)
-    with _stoppable(folder):
+    stopped = (folder, "outside training", f"seqrl finetune {folder.dir} --resume")
+    with stoppable(*stopped):
         before = _report(folder, BEFORE, t, watch) or _measure(folder, BEFORE, t.policy, t, watch)
         say(f"before  {_words(before)}")
         outcome = _first_outcome(folder, t)
@@ -319,7 +319,7 @@ def _run(
         first = first or _first_round(t, collector)
     trainer = _trainer(t, folder, offline, collector, first, outcome, watch)
     result = trainer.fit(resume, finish=False)
-    with _stoppable(folder):
+    with stoppable(*stopped):
         policy = load_policy(folder.dir, device=trainer.learner.device, trust=True)
         final = _measure(folder, FINAL, policy, t, watch)
     run = FinetuneRun(folder, t, result, trainer.env_steps, before, final)
@@ -406,15 +406,3 @@ def _words(report: EvalReport) -> str:
     low, high = last["return"]["ci"]
     at = "" if last["target_label"] == "-" else f" at target {last['target_label']}"
     return f"{last['n']} ep{at}: return {last['return']['mean']:.4g} [{low:.4g}, {high:.4g}]"
-
-
-@contextlib.contextmanager
-def _stoppable(folder: RunFolder) -> Iterator[None]:
-    """Ctrl-C or SIGTERM inside leaves a run that can be resumed."""
-    signals = StopSignals()
-    try:
-        with signals, signals.urgent():
-            yield
-    except (StopNow, KeyboardInterrupt) as e:
-        folder.mark("interrupted", text := "interrupted outside training")
-        raise RunInterrupted(text, hint=f"seqrl finetune {folder.dir} --resume") from e

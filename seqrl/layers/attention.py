@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from seqrl.errors import SeqrlError
 from seqrl.layers.dropout import fast_dropout
-from seqrl.layers.mixer import Mixer, Place
+from seqrl.layers.mixer import Mixer, Place, Readers, take_tokens
 
 Eviction = Literal["window", "window+first", "tova"]
 EVICTIONS = ("window", "window+first", "tova")
@@ -49,14 +49,13 @@ class CausalSelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.attn_dropout = attn_dropout
 
-    def forward(self, x: Tensor, readers: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, readers: Readers | None = None) -> Tensor:
         """Attend over a whole sequence.
 
         Args:
             x: ``[B, L, D]``.
-            readers: token positions whose output is wanted, ``[Q]`` for all rows or ``[B, Q]``;
-                None means all. Keys and values are still those of every token, so the result is
-                exactly the full one at these positions.
+            readers: tokens whose output is wanted; None means all. Keys and values are still those
+                of every token, so the result is exactly the full one at these.
 
         Returns:
             ``[B, L, D]``, or ``[B, Q, D]`` with ``readers``.
@@ -70,8 +69,9 @@ class CausalSelfAttention(nn.Module):
         weight, bias = self.qkv.weight, self.qkv.bias
         q = self._split(F.linear(take_tokens(x, readers), weight[:width], bias[:width]), 1)[0]
         k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
-        q, k = self._rotate(q, readers), self._rotate(k, steps)
-        mask = steps <= readers.unsqueeze(-1)  # (Q, L) or (B, Q, L)
+        position = steps[readers] if isinstance(readers, slice) else readers
+        q, k = self._rotate(q, position), self._rotate(k, steps)
+        mask = steps <= position.unsqueeze(-1)  # (Q, L) or (B, Q, L)
         return self._finish(self._attend(q, k, v, mask if mask.dim() == 2 else mask.unsqueeze(1)))
 
     def key_values(self, x: Tensor) -> Tensor:
@@ -186,13 +186,6 @@ class CausalSelfAttention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(b, n, h * d))
 
 
-def take_tokens(x: Tensor, positions: Tensor) -> Tensor:
-    """Tokens of ``x [B, L, D]`` at ``positions``, ``[Q]`` for all rows or ``[B, Q]``."""
-    if positions.dim() == 1:
-        return x[:, positions]
-    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
 class Ring(NamedTuple):
     """Where new tokens go in a cache that is written around, and what they may see there."""
 
@@ -286,6 +279,11 @@ class AttentionMixer(Mixer):
         if self.eviction == "tova":
             raise SeqrlError("eviction 'tova' serves single steps only")
         return self._over(x, state)
+
+    def read(self, x: Tensor, readers: Readers, state: Any = None) -> tuple[Tensor, Any]:
+        if state is None and x.shape[1] <= self.window:
+            return self.attention(x, readers), None
+        return super().read(x, readers, state)
 
     def _over(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """New tokens over what the cache holds and themselves, each seeing its own window."""

@@ -13,6 +13,7 @@ Shapes: B rows, N tokens, D width, P types, L taps.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from seqrl.errors import SeqrlError
 from seqrl.layers.dropout import Dropout
-from seqrl.layers.mixer import Mixer, Place
+from seqrl.layers.mixer import Mixer, Place, Readers
 
 
 class ThreeFilterConv(Mixer):
@@ -75,7 +76,7 @@ class ThreeFilterConv(Mixer):
         """
         x = x if mask is None else x * mask.unsqueeze(-1).to(x.dtype)
         if state is None:
-            return self._finish(_Filter.apply(x, self.weight, self.bias)), None
+            return self._finish(_Filter.apply(x, self.weight, self.bias, None)), None
         n = x.shape[1]
         seen = torch.cat([state["past"], x], 1)
         # Rows may stand at different types, so each has its own sequence of filters.
@@ -86,6 +87,15 @@ class ThreeFilterConv(Mixer):
             y = torch.addcmul(y, seen[:, i : i + n], taps[types])
         phase = (state["phase"] + n).remainder(self.period)
         return self._finish(y), {"past": seen[:, n:], "phase": phase}
+
+    def read(self, x: Tensor, readers: Readers, state: Any = None) -> tuple[Tensor, Any]:
+        """See :meth:`Mixer.read`; the tokens of one type cost a share of 1 / P."""
+        p = self.period
+        kinds = [slice(j, None, p) for j in range(p)]
+        if state is not None or not isinstance(readers, slice) or readers not in kinds:
+            return super().read(x, readers, state)
+        y = _Filter.apply(x, self.weight, self.bias, kinds.index(readers))
+        return self._finish(y), None
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         phase = state["phase"]
@@ -122,39 +132,45 @@ class ThreeFilterConv(Mixer):
 
 
 class _Filter(torch.autograd.Function):
-    """``x [B, N, D]``, ``weight [P, D, L]``, ``bias [P, D]`` to ``[B, N, D]``, from type 0.
+    """``x [B, N, D]``, ``weight [P, D, L]``, ``bias [P, D]`` to ``[B, N, D]``, from type 0; or,
+    for one type ``only``, to its tokens' outputs alone.
 
     Tokens of one type are every P-th: a few multiplications of such strided sequences take a third
     of the library's time on a CPU.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, only: int | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.only = only
         period, _, length = weight.shape
-        taps, y = _taps(weight, x.dtype), torch.empty_like(x)
-        for j in range(period):
-            y[:, j::period] = torch.addcmul(bias[j].to(x.dtype), x[:, j::period], taps[-1, j])
-        for j, lag, here, there in _reads(period, length, x.shape[1]):
-            y[:, here].addcmul_(x[:, there], taps[length - 1 - lag, j])
+        taps = _taps(weight, x.dtype)
+        y = torch.empty_like(x if only is None else x[:, only::period])
+        own = _by_type(y, period, only)
+        for j, out in own.items():
+            torch.addcmul(bias[j].to(x.dtype), x[:, j::period], taps[-1, j], out=out)
+        for j, lag, skip, there in _reads(period, length, x.shape[1], own):
+            own[j][:, skip:].addcmul_(x[:, there], taps[length - 1 - lag, j])
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         period, _, length = weight.shape
-        taps, gx = _taps(weight, x.dtype), torch.empty_like(x)
-        gw, gb = torch.zeros_like(taps), taps.new_empty(taps.shape[1:])
-        for j in range(period):
-            own = g[:, j::period]
-            gx[:, j::period] = own * taps[-1, j]
-            gw[-1, j] = (x[:, j::period] * own).sum((0, 1))
-            gb[j] = own.sum((0, 1))
-        for j, lag, here, there in _reads(period, length, x.shape[1]):
-            gx[:, there].addcmul_(g[:, here], taps[length - 1 - lag, j])
-            gw[length - 1 - lag, j] = (x[:, there] * g[:, here]).sum((0, 1))
-        return gx, gw.permute(1, 2, 0).to(weight.dtype), gb.to(weight.dtype)
+        taps = _taps(weight, x.dtype)
+        gx = torch.empty_like(x) if ctx.only is None else torch.zeros_like(x)
+        gw, gb = torch.zeros_like(taps), torch.zeros_like(taps[0])
+        own = _by_type(g, period, ctx.only)
+        for j, out in own.items():
+            gx[:, j::period] = out * taps[-1, j]
+            gw[-1, j] = (x[:, j::period] * out).sum((0, 1))
+            gb[j] = out.sum((0, 1))
+        for j, lag, skip, there in _reads(period, length, x.shape[1], own):
+            out = own[j][:, skip:]
+            gx[:, there].addcmul_(out, taps[length - 1 - lag, j])
+            gw[length - 1 - lag, j] = (x[:, there] * out).sum((0, 1))
+        return gx, gw.permute(1, 2, 0).to(weight.dtype), gb.to(weight.dtype), None
 
 
 def _taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -162,13 +178,21 @@ def _taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.permute(2, 0, 1).to(dtype).contiguous()
 
 
-def _reads(period: int, length: int, tokens: int) -> list[tuple[int, int, slice, slice]]:
-    """(type, lag, tokens of the type, the tokens that many places before them), lags from 1."""
+def _by_type(y: Tensor, period: int, only: int | None) -> dict[int, Tensor]:
+    """Type to its tokens among outputs of all types, or of the one."""
+    return {j: y[:, j::period] for j in range(period)} if only is None else {only: y}
+
+
+def _reads(
+    period: int, length: int, tokens: int, types: Iterable[int]
+) -> list[tuple[int, int, int, slice]]:
+    """``(type, lag, skip, there)``, lags from 1: all but the first ``skip`` tokens of the type have
+    one that many places before them, and those are the tokens ``there``."""
     out = []
     for lag in range(1, min(length, tokens)):
-        for j in range(period):
-            first = lag + (j - lag) % period
+        for j in types:
+            skip = max(0, -((j - lag) // period))
+            first = j + skip * period
             if first < tokens:
-                here = slice(first, None, period)
-                out.append((j, lag, here, slice(first - lag, tokens - lag, period)))
+                out.append((j, lag, skip, slice(first - lag, tokens - lag, period)))
     return out

@@ -21,6 +21,9 @@ from seqrl.errors import SeqrlError, did_you_mean
 from seqrl.layers.shelf import ROWS
 from seqrl.layers.state import select_rows
 
+Readers = slice | Tensor
+"""Tokens whose output is wanted: a slice of the sequence, or positions ``[Q]`` or ``[B, Q]``."""
+
 MIXERS: dict[str, str] = {r.name: r.path for r in ROWS}
 """Name to ``module:Class``."""
 
@@ -76,6 +79,14 @@ class Mixer(nn.Module, ABC):
             ``[B, L, D]``, and the state after the last token (None for None).
         """
 
+    def read(self, x: Tensor, readers: Readers, state: Any = None) -> tuple[Tensor, Any]:
+        """As ``forward``, with the outputs ``[B, Q, D]`` of some tokens alone.
+
+        Mixers that save work by it say how; the state is the one after all tokens.
+        """
+        y, state = self(x, state)
+        return take_tokens(y, readers), state
+
     @abstractmethod
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Mix one more token ``x [B, D]``: output ``[B, D]`` and the new state.
@@ -99,6 +110,13 @@ class Mixer(nn.Module, ABC):
         parameters in none of them are the agent's to group.
         """
         return []
+
+
+def take_tokens(x: Tensor, readers: Readers) -> Tensor:
+    """Tokens ``[B, Q, D]`` of ``x [B, L, D]``; a view for a slice."""
+    if isinstance(readers, slice) or readers.dim() == 1:
+        return x[:, readers]
+    return x.gather(1, readers.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def mixer_class(name: str) -> type[Mixer]:

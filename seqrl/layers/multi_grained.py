@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqrl.layers.mixer import Readers, take_tokens
 from seqrl.layers.s6 import S6
 from seqrl.layers.stack import RMSNorm
 from seqrl.layers.state import select_rows
-from seqrl.layers.token_memory import MixerMemory, TokenModel
+from seqrl.layers.token_memory import MixerMemory, NewTokens, TokenModel
 
 PERIOD = 3
 Fusion = Literal["dual", "shared_gate"]
@@ -124,6 +125,10 @@ class MultiGrainedStack(nn.Module):
             x = block(x, mask)
         return self.norm(x), None
 
+    def read(self, x: Tensor, readers: Readers) -> Tensor:
+        """Hidden states ``[B, Q, D]`` of some tokens; every stack has this."""
+        return take_tokens(self(x)[0], readers)
+
     def extend(self, x: Tensor, state: list[Any], first: Tensor) -> tuple[Tensor, list[Any]]:
         """One step ``[B, 3, D]``; see :meth:`MultiGrainedBlock.extend`."""
         after = []
@@ -149,16 +154,8 @@ class MultiGrainedMemory(MixerMemory):
     """As its base, for a stack that takes a step's tokens together."""
 
     def _carried(
-        self,
-        model: TokenModel,
-        stack: Any,
-        state: dict[str, Any],
-        tokens: Tensor,
-        action: Tensor,
-        timestep: Tensor,
-        first: Tensor,
-    ) -> tuple[Tensor, Any]:
-        position = state["count"].unsqueeze(1) * self.period + self.offsets
-        x = torch.cat([action.unsqueeze(1), tokens], 1)
-        y, mixers = stack.extend(model.finish_tokens(x, position, timestep), state["mixers"], first)
-        return y[:, -1], mixers
+        self, model: TokenModel, stack: Any, state: dict[str, Any], place: Tensor, new: NewTokens
+    ) -> Tensor:
+        x, _ = self.arrived(model, place, new)
+        y, state["mixers"] = stack.extend(x, state["mixers"], new.first)
+        return y[:, -1]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqrl.layers.dropout import add_dropped
-from seqrl.layers.mixer import Mixer
+from seqrl.layers.mixer import Mixer, Readers, take_tokens
 
 
 class MLP(nn.Module):
@@ -57,9 +57,16 @@ class MixerBlock(nn.Module):
         self.mlp = mlp
         self.dropout = dropout
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """``[B, L, D]`` to ``[B, L, D]``, and the state (None for None)."""
-        y, state = self.mixer(self.norm1(x), state)
+    def forward(
+        self, x: Tensor, state: Any = None, readers: Readers | None = None
+    ) -> tuple[Tensor, Any]:
+        """``[B, L, D]`` to ``[B, L, D]``, or to the tokens ``readers`` alone ``[B, Q, D]``, and the
+        state after all tokens (None for None)."""
+        if readers is None:
+            y, state = self.mixer(self.norm1(x), state)
+        else:
+            y, state = self.mixer.read(self.norm1(x), readers, state)
+            x = take_tokens(x, readers)
         return self._rest(add_dropped(x, y, self.dropout, self.training)), state
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -81,13 +88,32 @@ class MixerStack(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
 
-    def forward(self, x: Tensor, state: Sequence[Any] | None = None) -> tuple[Tensor, Any]:
-        """``[B, L, D]`` to ``[B, L, D]``, and the states (None for None)."""
+    def forward(
+        self, x: Tensor, state: Sequence[Any] | None = None, readers: Readers | None = None
+    ) -> tuple[Tensor, Any]:
+        """Hidden states of a whole sequence, or of its next piece.
+
+        Args:
+            x: ``[B, L, D]``.
+            state: from :meth:`initial_state` or the last call; None for a fresh start.
+            readers: tokens wanted; None means all. The last block computes for them alone what
+                lies behind its mixer, since nothing else looks at it.
+
+        Returns:
+            ``[B, L, D]`` or ``[B, Q, D]``, and the states after all tokens (None for None).
+        """
         after: list[Any] = []
+        last = len(self.blocks) - 1
         for i, block in enumerate(self._blocks()):
-            x, s = block(x, None if state is None else state[i])
-            after.append(s)
+            own = None if state is None else state[i]
+            x, own = block(x, own, readers if i == last else None)
+            after.append(own)
         return self.norm(x), None if state is None else after
+
+    def read(self, x: Tensor, readers: Readers) -> Tensor:
+        """Hidden states ``[B, Q, D]`` of some tokens; every stack has this."""
+        hidden: Tensor = self(x, None, readers)[0]
+        return hidden
 
     def step(self, x: Tensor, state: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         """One token ``[B, D]``."""
@@ -162,3 +188,17 @@ def grouped_parameters(module: nn.Module) -> list[dict[str, Any]]:
                 special.append({**group, "params": fresh})
     rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
     return [{"params": rest}, *special] if rest else special
+
+
+def decay_by_kind(module: nn.Module, *kinds: type[nn.Module]) -> list[dict[str, Any]]:
+    """Optimiser groups: decay on the ``weight`` of layers of these kinds alone.
+
+    What mixers ask for their own parameters stays as they ask.
+    """
+    decayed = {id(m.weight) for m in module.modules() if isinstance(m, kinds)}
+    rest, *special = grouped_parameters(module)  # no model here is mixers alone
+    return [
+        {"params": [p for p in rest["params"] if id(p) in decayed]},
+        {"params": [p for p in rest["params"] if id(p) not in decayed], "weight_decay": 0.0},
+        *special,
+    ]

@@ -23,13 +23,14 @@ Shapes: n environment rows, K steps, m tokens of a step, D width, C = K * m cach
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from seqrl.errors import SeqrlError
 from seqrl.layers.attention import Ring, ring
-from seqrl.layers.stack import MixerStack
 from seqrl.layers.state import exporting, select_rows
 from seqrl.layers.transformer import Transformer
 
@@ -38,6 +39,20 @@ RULES = ("recompute", "stream", "refill", "stream:window+first", "stream:tova")
 
 _BLOCK = 512
 """Keys that torch's fused attention on CPUs takes in at a time."""
+
+
+class NewTokens(NamedTuple):
+    """One environment step of every row, as an agent hands it to its memory."""
+
+    tokens: Tensor
+    """``[n, m-1, D]`` this step's, up to the state; ``[n, m, D]`` where it ends a step."""
+    action: Tensor
+    """``[n, D]`` the previous step's action token; not looked at where a step ends with its state.
+    """
+    timestep: Tensor
+    """``[n]``."""
+    first: Tensor
+    """``[n]`` bool, rows whose episode begins: their action is no token."""
 
 
 class TokenModel(Protocol):
@@ -55,7 +70,9 @@ class TokenModel(Protocol):
 
 
 class TokenMemory(nn.Module):
-    """Base of the two memories; without parameters.
+    """Base of the memories; without parameters.
+
+    A step may also end with its state (``reader`` is the last place): then no action comes belated.
 
     Args:
         context: K.
@@ -67,14 +84,26 @@ class TokenMemory(nn.Module):
 
     rules: tuple[str, ...] = ("recompute", "stream")
     offsets: Tensor
+    """``[m]`` places, from the step's first token on, of what comes with a step."""
     places: Tensor
 
     def __init__(self, context: int, period: int, reader: int, width: int, cacheable: bool = True):
         super().__init__()
         self.context, self.period, self.reader = context, period, reader
         self.width, self.cacheable = width, cacheable
-        self.register_buffer("offsets", torch.arange(-1, period - 1), persistent=False)
+        self.ended = reader == period - 1
+        first = 0 if self.ended else -1
+        self.register_buffer("offsets", torch.arange(first, first + period), persistent=False)
         self.register_buffer("places", torch.arange(period * context), persistent=False)
+
+    def check_rule(self, rule: str, mixers: Sequence[str]) -> None:
+        """Raise SeqrlError for a rule that stacks of these mixers cannot follow."""
+        if rule not in self.rules:
+            raise SeqrlError(
+                f"rule '{rule}' needs attention in every layer, this agent has "
+                f"mixer {' '.join(mixers)}",
+                hint=f"its rules: {', '.join(self.rules)}",
+            )
 
     def initial_state(self, stack: Any, n: int, rule: str) -> dict[str, Any]:
         """Acting state of ``n`` fresh rows."""
@@ -86,44 +115,78 @@ class TokenMemory(nn.Module):
 
     def reset(self, stack: Any, state: dict[str, Any], rows: Tensor) -> dict[str, Any]:
         """The state with the rows set in ``rows [n] bool`` made fresh."""
-        raise NotImplementedError
+        # A window beyond its count is never read.
+        return {**state, "count": state["count"].masked_fill(rows, 0)}
 
     def advance(
-        self,
-        model: TokenModel,
-        stack: Any,
-        state: dict[str, Any],
-        rule: str,
-        tokens: Tensor,
-        action: Tensor,
-        timestep: Tensor,
-        first: Tensor,
+        self, model: TokenModel, stack: Any, state: dict[str, Any], rule: str, new: NewTokens
     ) -> tuple[Tensor, dict[str, Any]]:
         """Take in one step of every row.
-
-        Args:
-            tokens: ``[n, m-1, D]`` this step's, up to the state.
-            action: ``[n, D]`` the previous step's action token.
-            timestep: ``[n]``.
-            first: ``[n]`` bool, rows whose episode begins (their action is no token).
 
         Returns:
             Hidden state ``[n, D]`` of the newest state token, and the state.
         """
+        state = dict(state)
+        if "window" in state:
+            state["window"] = self.push(state, new)
+        if rule == "recompute" or not self.cacheable:
+            hidden = self._recomputed(model, stack, state, new)
+        else:
+            hidden = self._by_rule(model, stack, state, rule, new)
+        state["count"] = state["count"] + 1
+        return hidden, state
+
+    def _by_rule(
+        self, model: TokenModel, stack: Any, state: dict[str, Any], rule: str, new: NewTokens
+    ) -> Tensor:
+        """Hidden state ``[n, D]`` by a rule other than ``recompute``; may replace state entries."""
         raise NotImplementedError
 
-    def push(self, state: dict[str, Any], tokens: Tensor, action: Tensor) -> Tensor:
+    def _carried(
+        self, model: TokenModel, stack: Any, state: dict[str, Any], place: Tensor, new: NewTokens
+    ) -> Tensor:
+        """Hidden state ``[n, D]`` from what is carried along; may replace state entries.
+
+        Args:
+            place: ``[n]`` the step's number in the window or in the episode.
+        """
+        raise NotImplementedError
+
+    def _recomputed(
+        self, model: TokenModel, stack: Any, state: dict[str, Any], new: NewTokens
+    ) -> Tensor:
+        """Equal to re-encoding the last K steps, from what is carried while t < K.
+
+        Each row's path depends on its own age alone, so its result does not depend on the others.
+        """
+        count = state["count"]
+        young = count < self.context
+        if not self.cacheable or not bool(young.any()):
+            return self.reencode(model, stack, state["window"], count, new.timestep)
+        place = count.clamp(max=self.context - 1)
+        carried = self._carried(model, stack, state, place, new)
+        if bool(young.all()):
+            return carried
+        old = self.reencode(model, stack, state["window"], count, new.timestep)
+        return torch.where(young.unsqueeze(1), carried, old)
+
+    def arrived(self, model: TokenModel, place: Tensor, new: NewTokens) -> tuple[Tensor, Tensor]:
+        """What came since the last step, in order and finished: ``[n, m, D]``, and its positions
+        ``[n, m]``."""
+        position = place.unsqueeze(1) * self.period + self.offsets
+        x = new.tokens if self.ended else torch.cat([new.action.unsqueeze(1), new.tokens], 1)
+        return model.finish_tokens(x, position, new.timestep), position
+
+    def push(self, state: dict[str, Any], new: NewTokens) -> Tensor:
         """The window with the last action completed and the new step's tokens appended."""
-        window, count = state["window"], state["count"]
-        n, k, m, _ = window.shape
-        rows = torch.arange(n, device=count.device)
-        full = count >= k
-        window = torch.where(full[:, None, None, None], window.roll(-1, 1), window)
+        window, count, k = state["window"], state["count"], self.context
+        rows = torch.arange(len(count), device=count.device)
+        window = torch.where((count >= k)[:, None, None, None], window.roll(-1, 1), window)
         place = count.clamp(max=k - 1)
-        before = (place - 1).clamp(min=0)
-        # A first step has no action before it; slot 0's action is written again one step later.
-        window[rows, before, m - 1] = action
-        window[rows, place, : m - 1] = tokens
+        if not self.ended:
+            # A first step has no action before it; slot 0's is written again one step later.
+            window[rows, (place - 1).clamp(min=0), self.period - 1] = new.action
+        window[rows, place, : self.reader + 1] = new.tokens
         return window
 
     def reencode(
@@ -131,13 +194,12 @@ class TokenMemory(nn.Module):
     ) -> Tensor:
         """Hidden state ``[n, D]`` of the newest state token from the whole window's tokens."""
         n, k, m, d = window.shape
-        x = window.reshape(n, k * m, d)[:, :-1]
-        x = model.finish_tokens(x, self.places[:-1], timestep)
+        length = (k - 1) * m + self.reader + 1
+        x = window.reshape(n, k * m, d)[:, :length]
+        x = model.finish_tokens(x, self.places[:length], timestep)
         newest = count.clamp(max=k - 1) * m + self.reader
-        if isinstance(stack, Transformer):
-            return stack(x, newest.unsqueeze(-1))[:, 0]
-        y, _ = stack(x)
-        return y.gather(1, newest[:, None, None].expand(n, 1, d))[:, 0]
+        hidden: Tensor = stack.read(x, newest.unsqueeze(-1))
+        return hidden[:, 0]
 
 
 class AttentionMemory(TokenMemory):
@@ -164,61 +226,36 @@ class AttentionMemory(TokenMemory):
 
     def reset(self, stack: Transformer, state: dict[str, Any], rows: Tensor) -> dict[str, Any]:
         # What lies beyond the counts is never read, so forgetting is setting them to zero.
-        fresh = {k: v.masked_fill(rows, 0) for k, v in state.items() if k in ("count", "filled")}
+        state = super().reset(stack, state, rows)
+        if "filled" in state:
+            state["filled"] = state["filled"].masked_fill(rows, 0)
         for name in ("places", "scores"):
             if name in state:
-                fresh[name] = state[name].masked_fill(rows[:, None, None], -1)
-        return {**state, **fresh}
+                state[name] = state[name].masked_fill(rows[:, None, None], -1)
+        return state
 
-    def advance(
+    def _by_rule(
+        self, model: TokenModel, stack: Any, state: dict[str, Any], rule: str, new: NewTokens
+    ) -> Tensor:
+        if rule == "refill":
+            self._refill(model, stack, state, new.timestep)
+        kept = self.period if rule == "stream:window+first" else 0
+        place = state["filled"]
+        state["filled"] = place + 1
+        return self._carried(model, stack, state, place, new, kept)
+
+    def _carried(
         self,
         model: TokenModel,
         stack: Transformer,
         state: dict[str, Any],
-        rule: str,
-        tokens: Tensor,
-        action: Tensor,
-        timestep: Tensor,
-        first: Tensor,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        count = state["count"]
-        state = dict(state)
-        if "window" in state:
-            state["window"] = self.push(state, tokens, action)
-        if not self.cacheable:
-            hidden = self.reencode(model, stack, state["window"], count, timestep)
-        elif rule == "recompute":
-            hidden = self._cached_then_reencoded(model, stack, state, tokens, action, timestep)
-        elif rule == "refill":
-            hidden = self._refilled(model, stack, state, tokens, action, timestep)
-        else:
-            kept = self.period if rule == "stream:window+first" else 0
-            place = state["filled"]
-            hidden = self._cached(model, stack, state, tokens, action, place, timestep, kept)
-            state["filled"] = place + 1
-        state["count"] = count + 1
-        return hidden, state
-
-    def _cached(
-        self,
-        model: TokenModel,
-        stack: Transformer,
-        state: dict[str, Any],
-        tokens: Tensor,
-        action: Tensor,
         place: Tensor,
-        timestep: Tensor,
+        new: NewTokens,
         kept: int = 0,
     ) -> Tensor:
-        """Hidden state ``[n, D]`` of the newest state token over the cache.
-
-        ``place [n]`` is the step's number in the cache's own counting, ``kept`` the number of
-        tokens that are never given up.
-        """
+        """From the caches, in whose counting ``place`` is; ``kept`` tokens are never given up."""
         k, m = self.context, self.period
-        position = place.unsqueeze(1) * m + self.offsets
-        x = torch.cat([action.unsqueeze(1), tokens], 1)  # (n, m, D)
-        x = model.finish_tokens(x, position, timestep)
+        x, position = self.arrived(model, place, new)
         if "places" in state:
             return stack.extend_scored(
                 x, state["caches"], state["places"], state["scores"], position
@@ -234,54 +271,20 @@ class AttentionMemory(TokenMemory):
             where = Ring(where.slots.clamp(max=used - 1), where.mask[..., :used])
         return stack.extend(x, caches, where, position)
 
-    def _cached_then_reencoded(
-        self,
-        model: TokenModel,
-        stack: Transformer,
-        state: dict[str, Any],
-        tokens: Tensor,
-        action: Tensor,
-        timestep: Tensor,
-    ) -> Tensor:
-        """Rule ``recompute``: equal to re-encoding the last K steps, from the cache while t < K.
-
-        Each row's path depends on its own age alone, so its result does not depend on the others.
-        """
-        count, k = state["count"], self.context
-        young = count < k
-        if not bool(young.any()):
-            return self.reencode(model, stack, state["window"], count, timestep)
-        place = count.clamp(max=k - 1)
-        cached = self._cached(model, stack, state, tokens, action, place, timestep)
-        if bool(young.all()):
-            return cached
-        old = self.reencode(model, stack, state["window"], count, timestep)
-        return torch.where(young.unsqueeze(1), cached, old)
-
-    def _refilled(
-        self,
-        model: TokenModel,
-        stack: Transformer,
-        state: dict[str, Any],
-        tokens: Tensor,
-        action: Tensor,
-        timestep: Tensor,
-    ) -> Tensor:
-        """Rule ``refill``: a cache of up to K steps, re-encoded from the last K/2 when full."""
-        k, m = self.context, self.period
-        keep = max(k // 2, 1)
+    def _refill(
+        self, model: TokenModel, stack: Transformer, state: dict[str, Any], timestep: Tensor
+    ) -> None:
+        """Empty full caches and fill them again from the last K/2 steps."""
+        k, keep = self.context, max(self.context // 2, 1)
         full = state["filled"] >= k
-        if bool(full.any()):
-            # All but the newest step go back in; the newest follows like any other.
-            steps = state["window"][:, k - keep : k - 1]
-            if keep > 1:
-                x = steps.reshape(len(full), (keep - 1) * m, -1)
-                x = model.finish_tokens(x, self.places[: x.shape[1]], timestep)
-                stack.prefill(x, state["caches"], full)
-            state["filled"] = torch.where(full, keep - 1, state["filled"])
-        hidden = self._cached(model, stack, state, tokens, action, state["filled"], timestep)
-        state["filled"] = state["filled"] + 1
-        return hidden
+        if not bool(full.any()):
+            return
+        # All but the newest step go back in; the newest follows like any other.
+        if keep > 1:
+            x = state["window"][:, k - keep : k - 1].flatten(1, 2)
+            x = model.finish_tokens(x, self.places[: x.shape[1]], timestep)
+            stack.prefill(x, state["caches"], full)
+        state["filled"] = torch.where(full, keep - 1, state["filled"])
 
 
 class MixerMemory(TokenMemory):
@@ -290,69 +293,36 @@ class MixerMemory(TokenMemory):
     State: ``count [n]``; ``window [n, K, m, D]`` (``recompute``); ``mixers`` (where cacheable).
     """
 
-    def initial_state(self, stack: MixerStack, n: int, rule: str) -> dict[str, Any]:
+    def initial_state(self, stack: Any, n: int, rule: str) -> dict[str, Any]:
         state = super().initial_state(stack, n, rule)
         if self.cacheable:
             state["mixers"] = stack.initial_state(n)
         return state
 
-    def reset(self, stack: MixerStack, state: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-        # A window beyond its count is never read.
-        fresh: dict[str, Any] = {"count": state["count"].masked_fill(rows, 0)}
+    def reset(self, stack: Any, state: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+        state = super().reset(stack, state, rows)
         if "mixers" in state:
-            fresh["mixers"] = stack.reset(state["mixers"], rows)
-        return {**state, **fresh}
+            state["mixers"] = stack.reset(state["mixers"], rows)
+        return state
 
-    def advance(
-        self,
-        model: TokenModel,
-        stack: MixerStack,
-        state: dict[str, Any],
-        rule: str,
-        tokens: Tensor,
-        action: Tensor,
-        timestep: Tensor,
-        first: Tensor,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        count, k = state["count"], self.context
-        after = {**state, "count": count + 1}
-        if rule == "stream":
-            hidden, after["mixers"] = self._carried(
-                model, stack, state, tokens, action, timestep, first
-            )
-            return hidden, after
-        after["window"] = window = self.push(state, tokens, action)
-        young = count < k
-        if not self.cacheable or not bool(young.any()):
-            return self.reencode(model, stack, window, count, timestep), after
-        carried, after["mixers"] = self._carried(
-            model, stack, state, tokens, action, timestep, first
-        )
-        if bool(young.all()):
-            return carried, after
-        old = self.reencode(model, stack, window, count, timestep)
-        return torch.where(young.unsqueeze(1), carried, old), after
+    def _by_rule(
+        self, model: TokenModel, stack: Any, state: dict[str, Any], rule: str, new: NewTokens
+    ) -> Tensor:
+        return self._carried(model, stack, state, state["count"], new)
 
     def _carried(
-        self,
-        model: TokenModel,
-        stack: MixerStack,
-        state: dict[str, Any],
-        tokens: Tensor,
-        action: Tensor,
-        timestep: Tensor,
-        first: Tensor,
-    ) -> tuple[Tensor, Any]:
-        """Step token by token: the last action, then this step's tokens."""
-        position = state["count"].unsqueeze(1) * self.period + self.offsets
-        x = torch.cat([action.unsqueeze(1), tokens], 1)
-        x = model.finish_tokens(x, position, timestep)
-        y, mixers = stack.step(x[:, 0], state["mixers"])
+        self, model: TokenModel, stack: Any, state: dict[str, Any], place: Tensor, new: NewTokens
+    ) -> Tensor:
+        """Token by token: the last action, then this step's."""
+        x, _ = self.arrived(model, place, new)
+        tokens, mixers = x.unbind(1), state["mixers"]
+        y, mixers = stack.step(tokens[0], mixers)
         # Before a first step there was no action: forget that token where it was none.
-        if exporting():
-            mixers = select_rows(first, stack.initial_state(x.shape[0]), mixers)
-        elif bool(first.any()):
-            mixers = stack.reset(mixers, first)
-        for i in range(1, x.shape[1]):
-            y, mixers = stack.step(x[:, i], mixers)
-        return y, mixers
+        if not self.ended and exporting():
+            mixers = select_rows(new.first, stack.initial_state(x.shape[0]), mixers)
+        elif not self.ended and bool(new.first.any()):
+            mixers = stack.reset(mixers, new.first)
+        for token in tokens[1:]:
+            y, mixers = stack.step(token, mixers)
+        state["mixers"] = mixers
+        return y

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrl.layers.attention import CausalSelfAttention, Ring, take_tokens
+from seqrl.layers.attention import CausalSelfAttention, Ring
 from seqrl.layers.dropout import add_dropped
+from seqrl.layers.mixer import Readers, take_tokens
 
 Activation = Literal["relu", "gelu"]
 
@@ -41,7 +42,7 @@ class Block(nn.Module):
         self.activation = F.relu_ if activation == "relu" else F.gelu
         self.dropout = dropout
 
-    def forward(self, x: Tensor, readers: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, readers: Readers | None = None) -> Tensor:
         """``[B, L, D]`` to ``[B, L, D]``, or to the tokens ``readers`` alone."""
         y = self.attention(self.norm1(x), readers)
         x = x if readers is None else take_tokens(x, readers)
@@ -90,17 +91,16 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, readers: Tensor | None = None) -> Tensor:
-        """Hidden states of a whole sequence.
-
-        Args:
-            x: ``[B, L, D]``.
-            readers: positions wanted, ``[Q]`` or ``[B, Q]``; None means all.
-        """
+    def forward(self, x: Tensor, readers: Readers | None = None) -> Tensor:
+        """Hidden states of a whole sequence ``[B, L, D]``, or of the tokens ``readers`` alone."""
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(x, readers if i == last else None)
         return self.norm(x)
+
+    def read(self, x: Tensor, readers: Readers) -> Tensor:
+        """Hidden states ``[B, Q, D]`` of some tokens; every stack has this."""
+        return self(x, readers)
 
     def prefill(self, x: Tensor, caches: list[Tensor], rows: Tensor) -> None:
         """Write keys and values of the sequence ``x [B, L, D]`` to slots 0..L-1 of some rows.

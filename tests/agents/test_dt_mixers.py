@@ -1,5 +1,7 @@
 """A Decision Transformer with any mixer of the shelf, and what attention's caches give up."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -88,6 +90,33 @@ def test_rows_of_a_long_cache_do_not_depend_on_the_age_of_others(rule: str) -> N
             assert not torch.equal(y[1], young[1, t])
 
 
+@pytest.mark.parametrize("fields", [{"positions": "window"}, {"token_positions": True}])
+def test_young_rows_beside_old_ones_with_places_in_the_window(fields: dict) -> None:
+    """A place in the window never leaves the window's table, however old a row is."""
+    agent = build(with_mixer("gru", **fields), tiny_data("continuous")).eval()
+    steps = steps_of(long_batch())
+    alone, state = stream(agent, steps)
+    state = agent.reset(state, torch.tensor([True, False, False]))
+    with torch.no_grad():
+        for t, s in enumerate(steps):
+            age = torch.tensor([t, 20 + t, 20 + t])
+            y, state = agent.step(state, dataclasses.replace(s, timestep=age, first=age == 0))
+            assert torch.allclose(y[0], alone[0, t], atol=1e-6), t
+
+
+@pytest.mark.parametrize("mixer", [("gru",), ("conv", "attention"), ("attention",)])
+def test_actions_are_read_from_the_whole_computations_values(mixer: tuple[str, ...]) -> None:
+    data = tiny_data("continuous")
+    agent = build(with_mixer(*mixer), data).eval()
+    batch = whole_episodes(agent, data)
+    with torch.no_grad():
+        rtg, obs = agent.scaled(batch.returns_to_go), agent.observe(batch.observations)
+        x = agent.tokens.window(rtg, obs, batch.actions, batch.timesteps)
+        whole = agent.stack(x)
+        whole = whole if isinstance(whole, torch.Tensor) else whole[0]
+        assert torch.allclose(agent.predict(batch), agent.head(whole[:, 1::3]), atol=1e-6)
+
+
 @pytest.mark.parametrize("rule", ["stream:window+first", "stream:tova"])
 def test_evictions_change_nothing_while_the_episode_fits(rule: str) -> None:
     data, batch = tiny_data("continuous"), long_batch(6)
@@ -172,3 +201,15 @@ def test_every_parameter_is_in_one_group(name: str) -> None:
     ids = [id(p) for g in groups for p in g["params"]]
     assert len(ids) == len(set(ids))
     assert set(ids) == {id(p) for p in agent.parameters() if p.requires_grad}
+
+
+def test_decay_on_weights_leaves_mixers_what_they_ask() -> None:
+    data = tiny_data("continuous")
+    agent = build(DecisionTransformer, data, mixer=("s4d",), decay="weights")
+    decayed, rest, *special = agent.parameter_groups()
+    assert rest["weight_decay"] == 0.0
+    assert any(g.get("lr_max") for g in special)
+    kernel = {id(p) for g in special for p in g["params"]}
+    split = {id(p) for g in (decayed, rest) for p in g["params"]}
+    assert not kernel & split
+    assert len(kernel | split) == sum(p.requires_grad for p in agent.parameters())

@@ -47,6 +47,27 @@ def test_strided_build_equals_the_dense_one(period: int, kernel: int, length: in
         assert float((a - b).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("period", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 6, 9])
+@pytest.mark.parametrize("length", [3, 5, 24])
+def test_the_tokens_of_one_type_alone(period: int, kernel: int, length: int) -> None:
+    mixer = mixer_of(period, kernel)
+    x = torch.randn(3, length, 8, requires_grad=True)
+    inputs = (x, mixer.weight, mixer.bias)
+    for j in range(period):
+        y, want = mixer.read(x, slice(j, None, period))[0], mixer(x)[0][:, j::period]
+        assert torch.equal(y, want)
+        direction = torch.randn_like(y)
+        for a, b in zip(
+            torch.autograd.grad(y, inputs, direction),
+            torch.autograd.grad(want, inputs, direction),
+            strict=True,
+        ):
+            assert float((a - b).abs().max()) < 1e-5
+    for readers in (slice(0, None, period + 1), slice(0, 2, period), torch.tensor([2, 0])):
+        assert torch.equal(mixer.read(x, readers)[0], mixer(x)[0][:, readers])
+
+
 @torch.no_grad()
 def test_the_formula_by_hand() -> None:
     mixer = mixer_of(3, 3, width=2)

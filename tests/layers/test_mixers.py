@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from seqrl.layers.aaren import CHUNK, Aaren
-from seqrl.layers.mixer import MIXERS, Mixer, Place, build_mixer
+from seqrl.layers.mixer import MIXERS, Mixer, Place, build_mixer, take_tokens
 from seqrl.layers.rnn import GRUMixer, LSTMMixer
+from seqrl.layers.stack import residual_stack
 from seqrl.testing import mixer_battery as battery
 from seqrl.testing.mixer_battery import CHECKS, stepped, tokens
 
@@ -137,6 +138,60 @@ def test_a_strangers_mixer_passes(check: Any) -> None:
 def test_a_broken_mixer_is_caught(broken: type[Good], check: str, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         getattr(battery, f"check_{check}")(broken.for_stack)
+
+
+# --- outputs of some tokens alone ---------------------------------------------------------------
+
+READERS = {
+    "every third": slice(1, None, 3),
+    "every second": slice(0, None, 2),
+    "the first seven": slice(0, 7),
+    "positions": torch.tensor([9, 0, 4]),
+    "a row's own": torch.tensor([[0, 10], [3, 3], [7, 2], [10, 1]]),
+}
+
+
+@pytest.mark.parametrize("readers", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("name", [*sorted(MIXERS), "conv:proj=true,dropout=0", "conv:period=2"])
+def test_reading_some_tokens_gives_the_whole_computations_values(name: str, readers: Any) -> None:
+    """A stack's outputs, gradients and states, from the start and from a carried state."""
+    torch.manual_seed(0)
+    place = battery.PLACE
+    mixers = [build_mixer(name, place) for _ in range(2)]
+    stack = residual_stack(mixers, place.width).double()
+    x, before = tokens(dtype=torch.float64).requires_grad_(), tokens(dtype=torch.float64, seed=2)
+    _, lived_in = stack(before, stack.initial_state(len(x)))
+    for state in (None, lived_in):
+        whole, want_after = stack(x, battery.copied(state))
+        got, after = stack(x, battery.copied(state), readers)
+        want = take_tokens(whole, readers)
+        assert got.shape == want.shape
+        assert battery.gap(want, got) < 1e-12
+        for a, b in zip(battery.leaves(want_after), battery.leaves(after), strict=True):
+            assert torch.equal(a, b)
+        direction = torch.randn_like(want)
+        inputs = (x, *stack.parameters())
+        expected = torch.autograd.grad(want, inputs, direction, retain_graph=True)
+        found = torch.autograd.grad(got, inputs, direction, retain_graph=True)
+        for a, b in zip(expected, found, strict=True):
+            assert float((a - b).abs().max()) < 1e-12 * max(1.0, float(a.abs().max()))
+    assert torch.equal(stack.read(x, readers), stack(x, None, readers)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["conv", "gru"])
+def test_the_last_block_works_for_the_readers_alone(name: str) -> None:
+    stack = residual_stack([build_mixer(name, battery.PLACE) for _ in range(2)], 16)
+    seen: list[tuple[int, ...]] = []
+    for block in stack.blocks:
+        block.mlp.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
+    stack.read(tokens(), slice(1, None, 3))
+    assert seen == [(4, 11, 16), (4, 4, 16)]
+    if name == "conv":
+        mixer = stack.blocks[-1].mixer
+        assert torch.allclose(
+            mixer.read(tokens(), slice(1, None, 3))[0], mixer(tokens())[0][:, 1::3], atol=1e-6
+        )
 
 
 # --- Aaren -------------------------------------------------------------------------------------
