@@ -206,7 +206,7 @@ def gpt2(marks: tuple[int, ...], rows: tuple[int, ...], tokens: int) -> dict[Any
     """transformers' GPT-2 with its cache."""
     from transformers import DynamicCache, GPT2Config, GPT2Model
 
-    longest = tokens * (max(marks) + 200)
+    longest = tokens * (max(marks) + 1000)
     sizes = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 1, "n_positions": longest}
     model = GPT2Model(GPT2Config(vocab_size=1, **sizes)).eval()
     found: dict[Any, Case] = {}
@@ -223,6 +223,25 @@ def gpt2(marks: tuple[int, ...], rows: tuple[int, ...], tokens: int) -> dict[Any
                     model(inputs_embeds=x, past_key_values=cache, use_cache=True)
 
             found[n, t] = Case(steps, 2 * LAYERS * kv.numel() * 4)
+    return found
+
+
+def gpt2_anew(marks: tuple[int, ...], rows: tuple[int, ...], tokens: int) -> dict[Any, Case]:
+    """transformers' GPT-2 over the whole episode at every step, as the papers' code does."""
+    from transformers import GPT2Config, GPT2Model
+
+    found: dict[Any, Case] = {}
+    for n in rows:
+        for t in (m for m in marks if m <= REENCODED_TO[n]):
+            sizes = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 1, "n_positions": tokens * t}
+            model = GPT2Model(GPT2Config(vocab_size=1, **sizes)).eval()
+            x = torch.randn(n, tokens * t, WIDTH)
+
+            def steps(k: int, x: Tensor = x, model: Any = model) -> None:
+                for _ in range(k):
+                    model(inputs_embeds=x, use_cache=False)
+
+            found[n, t] = Case(steps, x.numel() * 4)
     return found
 
 
@@ -277,7 +296,9 @@ def xlstm(marks: tuple[int, ...], rows: tuple[int, ...], tokens: int) -> dict[An
     return found
 
 
-PEERS = {"transformers": gpt2, "mambapy": mambapy, "xlstm": xlstm}
+PEERS = {
+    "transformers": gpt2, "transformers anew": gpt2_anew, "mambapy": mambapy, "xlstm": xlstm
+}  # fmt: skip
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -318,7 +339,7 @@ def gather(args: argparse.Namespace) -> dict[Key, Case]:
             for tokens in (1, 3):
                 label = f"{package}, {tokens} token{'s' if tokens > 1 else ''} a step"
                 makers[label] = lambda peer=peer, k=tokens: peer(marks, rows, k)  # type: ignore[misc]
-                if importlib.util.find_spec(package) is None:
+                if importlib.util.find_spec(package.split()[0]) is None:
                     print(f"{label}: not installed, left out", file=sys.stderr)
                     del makers[label]
     cases: dict[Key, Case] = {}

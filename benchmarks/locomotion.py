@@ -6,9 +6,9 @@
 A cell is one agent, dataset and seed: 2,500 updates of batch 64 (decision_s4: of 16 whole
 episodes), width 64 and 2 layers (bc: its published network), the presets ``AGENT/hopper-small``
 with warm-up over a tenth of the updates. It is evaluated over 20 episodes a target by its last
-checkpoint and by its best one (chosen by 10 other episodes a target, halfway and at the end). Finished cells are files in RESULTS and are not run again; a killed cell is
-started anew. The cells measured so far are in
-``benchmarks/results/locomotion``.
+checkpoint and by its best one (chosen by 10 other episodes a target, halfway and at the end).
+Finished cells are files in RESULTS and are not run again; a killed cell is started anew. The cells
+measured so far are in ``benchmarks/results/locomotion``.
 The datasets are looked up in the local Minari store (``MINARI_DATASETS_PATH``).
 """
 

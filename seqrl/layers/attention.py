@@ -195,7 +195,13 @@ class Ring(NamedTuple):
     """``[B, 1, M, C]`` bool."""
 
 
-def ring(position: Tensor, capacity: Tensor | int, oldest: Tensor, first: int = 0) -> Ring:
+def ring(
+    position: Tensor,
+    capacity: Tensor | int,
+    oldest: Tensor,
+    first: int = 0,
+    used: int | None = None,
+) -> Ring:
     """Place tokens in a cache of C slots whose first ``first`` slots are never written again.
 
     Args:
@@ -204,11 +210,12 @@ def ring(position: Tensor, capacity: Tensor | int, oldest: Tensor, first: int = 
         capacity: C.
         oldest: ``[B, 1]`` oldest position in sight (besides the first ones).
         first: tokens at positions below this stay.
+        used: slots from here on were never written, and are left out of the mask.
     """
     c = int(capacity)
     around = c - first
     newest = position[:, -1:]
-    slots = torch.arange(c, device=position.device)
+    slots = torch.arange(c if used is None else used, device=position.device)
     holds = newest - (newest - slots).remainder(around)
     visible = holds >= oldest.clamp(min=first)
     if first:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrl.errors import SeqrlError
-from seqrl.layers.attention import Ring, ring
+from seqrl.layers.attention import ring
 from seqrl.layers.state import exporting, select_rows
 from seqrl.layers.transformer import Transformer
 
@@ -261,14 +261,15 @@ class AttentionMemory(TokenMemory):
                 x, state["caches"], state["places"], state["scores"], position
             )
         oldest = ((place - k + 1) * m + kept).clamp(min=0).unsqueeze(1)
-        where, caches = ring(position, k * m, oldest, kept), state["caches"]
-        if k * m > _BLOCK and not exporting():
-            # Leave out blocks that no row has reached. The fused kernel sums block by block, so
-            # blocks that are masked throughout change no bit: rows stay independent.
-            used = min((int(position.max()) // _BLOCK + 1) * _BLOCK, k * m)
-            caches = [c[:, :used] for c in caches]
-            # A missing action's slot is any that its row does not use.
-            where = Ring(where.slots.clamp(max=used - 1), where.mask[..., :used])
+        if k * m <= _BLOCK or exporting():
+            return stack.extend(x, state["caches"], ring(position, k * m, oldest, kept), position)
+        # Leave out blocks that no row has reached. The fused kernel sums block by block, so blocks
+        # that are masked throughout change no bit: rows stay independent.
+        used = min((int(position.max()) // _BLOCK + 1) * _BLOCK, k * m)
+        caches = [c[:, :used] for c in state["caches"]]
+        where = ring(position, k * m, oldest, kept, used)
+        # A missing action's slot is any that its row does not use.
+        where = where._replace(slots=where.slots.clamp(max=used - 1))
         return stack.extend(x, caches, where, position)
 
     def _refill(
