@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrl.agents.agent import Agent, AgentConfig, require
+from seqrl.agents.agent import Agent, AgentConfig, require, require_sizes
 from seqrl.layers.embeddings import ActionEmbedding, observation_embedding
 from seqrl.layers.heads import ActionHead, action_loss
 from seqrl.spec import Batch, DataStats, LossOut, Step, TaskSpec, WindowSpec
@@ -37,8 +37,7 @@ class CausalConvConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("context", "width", "n_layer"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_sizes(self, "context", "width", "n_layer")
         require(self.kernel >= 2, "kernel", self.kernel, "at least 2")
 
     def window(self) -> WindowSpec:

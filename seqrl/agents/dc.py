@@ -188,7 +188,7 @@ class DecisionConvFormer(Agent):
     def _predict(self, batch: Batch) -> Tensor:
         rtg, obs = self.scaled(batch.returns_to_go), self.observe(batch.observations)
         x = self.tokens.window(rtg, obs, batch.actions, batch.timesteps)
-        return self.head(self.stack.read(x, slice(self.layout.place(OBS), None, self.layout.size)))
+        return self.head(self.stack.read(x, self.layout.readers(OBS)))
 
     def loss(self, batch: Batch) -> LossOut:
         return action_loss(

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqrl.agents.actor import RecurrentActor
-from seqrl.agents.agent import AgentConfig, require
+from seqrl.agents.agent import AgentConfig, require, require_sizes
 from seqrl.layers.dropout import Dropout
 from seqrl.layers.embeddings import ActionEmbedding, observation_embedding
 from seqrl.layers.heads import action_loss
@@ -95,8 +95,7 @@ class DecisionS4Config(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "state", "n_layer", "embed_width"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_sizes(self, "width", "state", "n_layer", "embed_width")
         require(self.state % 2 == 0, "state", self.state, "even")
         ok = self.context is None or self.context >= 1
         require(ok, "context", self.context, "at least 1, or none")

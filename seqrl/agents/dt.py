@@ -143,7 +143,7 @@ class DecisionTransformer(Agent):
     def predict(self, batch: Batch) -> Tensor:
         rtg, obs = self.scaled(batch.returns_to_go), self.observe(batch.observations)
         x = self.tokens.window(rtg, obs, batch.actions, batch.timesteps)
-        return self.head(self.stack.read(x, slice(self.layout.place(OBS), None, self.layout.size)))
+        return self.head(self.stack.read(x, self.layout.readers(OBS)))
 
     def loss(self, batch: Batch) -> LossOut:
         return action_loss(

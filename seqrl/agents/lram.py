@@ -174,7 +174,7 @@ class LRAM(Agent):
 
     def _stack_and_memory(self) -> tuple[Transformer | MixerStack, TokenMemory]:
         c, m = self.config, self.layout.size
-        memory = (c.context, m, self._reader, c.width)
+        memory = (c.context, m, self.layout.place(self._reader), c.width)
         relative = c.positions == "relative"
         if c.mixer == ("xlstm",):
             stack = xlstm_stack(c.width, c.n_layer, c.n_head, c.slstm_at, c.dropout, c.slstm_bias)
@@ -193,9 +193,9 @@ class LRAM(Agent):
         return residual_stack(mixers, c.width, dropout=c.dropout), MixerMemory(*memory)
 
     @property
-    def _reader(self) -> int:
-        """Place, among the tokens of a step, of the one that the action is read at."""
-        return self.layout.place(RTG if self.config.return_tokens else OBS)
+    def _reader(self) -> str:
+        """The token of a step that the action is read at."""
+        return RTG if self.config.return_tokens else OBS
 
     # --- learning -----------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ class LRAM(Agent):
             tokens[RTG] = self._value(self.embed_rtg, batch.returns_to_go, task)
         x = self.layout.interleave(tokens)[:, :-1]  # nothing follows the last reward
         x = self.embed_dropout(self.finish_tokens(x, torch.arange(x.shape[1], device=x.device)))
-        return self.stack.read(x, slice(self._reader, None, self.layout.size))
+        return self.stack.read(x, self.layout.readers(self._reader))
 
     def predict(self, batch: Batch) -> Tensor:
         task = self._task_of(batch.task)

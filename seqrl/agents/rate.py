@@ -34,7 +34,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from seqrl.agents.agent import Agent, AgentConfig, require
+from seqrl.agents.agent import Agent, AgentConfig, require, require_fractions, require_sizes
 from seqrl.datasets.tokens import ACTION, OBS, RTG, TripletLayout
 from seqrl.layers.dropout import Dropout
 from seqrl.layers.embeddings import ActionEmbedding, observation_embedding
@@ -100,8 +100,7 @@ class RATEConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("segment", "segments", "width", "n_layer", "n_head", "valve_heads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_sizes(self, "segment", "segments", "width", "n_layer", "n_head", "valve_heads")
         for name in ("memory_tokens", "mem_len", "d_inner"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         if self.d_head is None:
@@ -112,8 +111,7 @@ class RATEConfig(AgentConfig):
         if self.valve in ("ca1", "ca2"):
             divides = self.width % self.valve_heads == 0
             require(divides, "valve_heads", self.valve_heads, f"a divisor of {self.width}")
-        for name in ("dropout", "attn_dropout"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        require_fractions(self, "dropout", "attn_dropout")
         reach = self.memory_bptt
         require(reach is None or reach >= 0, "memory_bptt", reach, "at least 0, or none")
         if self.step_per_segment:

@@ -22,8 +22,8 @@ RTG, OBS, ACTION = "rtg", "obs", "action"
 class TripletLayout:
     """Which tokens a step has and in which order.
 
-    >>> TripletLayout().positions(OBS, 3)
-    tensor([1, 4, 7])
+    >>> TripletLayout().readers(OBS)
+    slice(1, None, 3)
     """
 
     order: tuple[str, ...] = (RTG, OBS, ACTION)
@@ -41,9 +41,9 @@ class TripletLayout:
         """Index of a token within its step."""
         return self.order.index(token)
 
-    def positions(self, token: str, steps: int, device: torch.device | None = None) -> Tensor:
-        """``[T]``: place of one kind of token in the sequence of ``steps`` steps."""
-        return torch.arange(steps, device=device) * self.size + self.place(token)
+    def readers(self, token: str) -> slice:
+        """Places of one kind of token in a sequence of steps."""
+        return slice(self.place(token), None, self.size)
 
     def interleave(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """Token vectors ``[B, T, D]`` of each kind, in order: ``[B, m*T, D]``."""
@@ -52,7 +52,7 @@ class TripletLayout:
 
     def read(self, x: Tensor, token: str) -> Tensor:
         """The vectors at one kind of token: ``[B, m*T, D]`` to ``[B, T, D]``."""
-        return x[:, self.place(token) :: self.size]
+        return x[:, self.readers(token)]
 
     def mask(self, steps: Tensor) -> Tensor:
         """Step mask ``[B, T]`` as a token mask ``[B, m*T]``."""
