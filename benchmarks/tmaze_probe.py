@@ -34,7 +34,8 @@ from seqrl.envs.tmaze import DOWN, RIGHT, UP
 from seqrl.layers.state import map_states
 from seqrl.spec import Step
 
-MARKS = (10, 30, 60, 89, 150, 300, 600, 900, 1800, 4800, 9600)
+MARKS = (10, 28, 58, 88, 148, 298, 300, 598, 898, 1798, 4798, 9598)
+"""Where the junction of corridors of limits 30, 60, ... lies, and two places beside."""
 CUES = (1.0, -1.0)
 
 

@@ -35,6 +35,9 @@ class LSTMConfig(AgentConfig):
     """Units of the cell and of the input vector."""
     n_layer: int = 1
     """Stacked recurrent layers."""
+    forget_bias: float = 0.0
+    """Added to the first biases of forget gates (update gates of a GRU). At 0, as in the library, a
+    new cell keeps about half of what it holds from one step to the next; at 1 three quarters."""
     dropout: float = 0.0
     """On the input vector and before the head."""
     return_tokens: bool = True
@@ -73,7 +76,15 @@ class RecurrentAgent(Agent):
         self.dropout = Dropout(c.dropout)
         cell = nn.LSTM if c.cell == "lstm" else nn.GRU
         self.cell = cell(c.width, c.width, c.n_layer, batch_first=True)
+        self._lengthen_memory()
         self.head = ActionHead(task.action, c.width)
+
+    @torch.no_grad()
+    def _lengthen_memory(self) -> None:
+        # Both kinds of cell have these gates second: (input, forget, ...) and (reset, update, ...).
+        for name, bias in self.cell.named_parameters():
+            if name.startswith("bias_ih"):
+                bias.view(-1, self.config.width)[1] += self.config.forget_bias
 
     def _inputs(self, obs: Tensor, rtg: Tensor, prev: Tensor, has_prev: Tensor) -> Tensor:
         """Input vectors ``[..., D]``: the normalised sum of what the step is made of."""
