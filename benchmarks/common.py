@@ -37,7 +37,9 @@ def median_ratio(times: Mapping[str, np.ndarray], a: str, b: str) -> float:
 
 
 def interval(values: np.ndarray, digits: int = 1) -> str:
-    """Mean and 95 % bootstrap interval over seeds."""
+    """Mean and 95 % bootstrap interval over seeds; one seed has none."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (1 seed)"
     draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
     low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
     return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
