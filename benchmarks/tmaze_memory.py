@@ -163,7 +163,8 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
     wanted = numbers(args.lengths)
     wanted += numbers(args.long) if acting_rule(folder).startswith("stream") else []
     done = {line["length"] for line in read_lines(file)}
-    command = shlex.join(["python", "benchmarks/tmaze_memory.py", *without_one(sys.argv[1:])])
+    words = ["RESULTS" if Path(w).resolve() == args.out else w for w in without_one(sys.argv[1:])]
+    command = shlex.join(["python", "benchmarks/tmaze_memory.py", *words])
     for length in wanted:
         if length in done:
             continue
