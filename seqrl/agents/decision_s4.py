@@ -67,7 +67,8 @@ class DecisionS4Config(AgentConfig):
     core: Literal["s4", "rnn", "lin", "random"] = "s4"
     """What carries time: S4, a tanh RNN, nothing, or S4 with a random state matrix (ablations)."""
     kernel: Literal["diagonal", "dplr"] = "diagonal"
-    """S4D, or full S4 (diagonal plus low rank; LegS, bilinear; several times slower)."""
+    """S4D, or full S4 (diagonal plus low rank; LegS, bilinear; several times slower to
+    train)."""
     init: Literal["legs", "lin", "inv", "real"] = "legs"
     """First state matrix of the diagonal kernel."""
     disc: Literal["zoh", "bilinear"] = "zoh"
