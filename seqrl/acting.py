@@ -128,6 +128,7 @@ class PolicyRows:
             np.zeros_like(self.observation) if policy.memory == "trial" else None
         )
         self.oracle = self.prev_action.copy() if getattr(policy, "needs_oracle", False) else None
+        self.trial = np.zeros(rows, np.int64)
         self.live = np.zeros(rows, bool)
         self._fresh = np.zeros(rows, bool)
         self._states: list[Any] = [None] * blocks
@@ -138,9 +139,12 @@ class PolicyRows:
             else torch.full((row_block,), task, dtype=torch.int64, device=self.device)
         )
 
-    def begin(self, row: int, target: float, seed: int, new_trial: bool = True) -> None:
+    def begin(
+        self, row: int, target: float, seed: int, new_trial: bool = True, trial: int = 0
+    ) -> None:
         """Start an episode in ``row``; the memory is forgotten at a trial's start only."""
         self.rtg[row] = target
+        self.trial[row] = trial
         self.timestep[row] = 0
         self.first[row] = True
         self.trial_first[row] = new_trial
@@ -240,6 +244,7 @@ class PolicyRows:
             prev_terminated=tensor(self.prev_terminated),
             final_observation=optional(self.final_observation),
             task=self._task,
+            trial=tensor(self.trial),
             oracle_action=optional(self.oracle),
         )
 

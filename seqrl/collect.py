@@ -121,7 +121,7 @@ def write(data: Trajectories, destination: str) -> str:
 
 def _recorder(policy: Any, task: TaskSpec, target: float | str | None, trust: bool) -> _Recorder:
     """The policy that a name, a path or an object stands for."""
-    if isinstance(policy, str) and policy in references.names():
+    if isinstance(policy, str) and references.is_reference(policy):
         return _Recorder(references.make_reference(policy, task), policy, 0.0)
     if isinstance(policy, str) and policy.startswith("sb3:"):
         from seqrl.references.sb3 import load_sb3

@@ -11,6 +11,7 @@ import numpy as np
 
 from seqrl import scores
 from seqrl.errors import SeqrlError
+from seqrl.trials import trial_lines
 
 if TYPE_CHECKING:
     from seqrl.rollout import EpisodeRecord
@@ -33,6 +34,8 @@ class EvalReport:
     """Name, the two returns that map to 0 and 100, and their source; None when unknown."""
     protocol: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    trials: list[dict[str, Any]] | None = None
+    """One entry a target, see ``trial_summary``; None for policies and environments without."""
     timing: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -49,7 +52,8 @@ class EvalReport:
             raise SeqrlError(
                 f"evaluation has schema {data.get('schema')!r}, this seqrl reads {SCHEMA}"
             )
-        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})
+        known = {"trials": None, **data}  # records of earlier versions have no trials
+        return cls(**{f.name: known[f.name] for f in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def format_report(report: EvalReport) -> str:
         )
         for r in rows
     ]
-    return "\n".join([*lines, *_footer(report)])
+    return "\n".join([*lines, *trial_lines(report.trials or []), *_footer(report)])
 
 
 def _target_text(s: Mapping[str, Any]) -> str:

@@ -162,7 +162,7 @@ def periodic_evaluator(config: ExperimentConfig) -> Callable[[Agent, int], EvalO
     Of several tasks it asks ``config.eval_tasks``, spread evenly over their list; the best
     checkpoint is then decided by the mean normalised score.
     """
-    from seqrl.evaluation import to_outcome
+    from seqrl.evaluation import to_outcome, trial_episodes
     from seqrl.rollout import PERIODIC
     from seqrl.training import EvalOutcome
 
@@ -172,7 +172,9 @@ def periodic_evaluator(config: ExperimentConfig) -> Callable[[Agent, int], EvalO
 
     def evaluator(agent: Agent, step: int) -> EvalOutcome:
         numbers = _spread(evaluable(agent.tasks), config.eval_tasks)
-        found = evaluate_tasks(agent, settings, {"step": step}, numbers)
+        each = trial_episodes(agent, settings)  # a whole number of trials
+        whole = dataclasses.replace(settings, episodes=-(-settings.episodes // each) * each)
+        found = evaluate_tasks(agent, whole, {"step": step}, numbers)
         outcomes = [to_outcome(r) for r in found.reports]
         if len(agent.tasks) == 1:
             one = outcomes[0]

@@ -44,6 +44,7 @@ from seqrl.rollout import (
 )
 from seqrl.spec import DataStats, TaskSpec
 from seqrl.targets import DEFAULT_TARGETS, Target, resolve_targets, targets_of
+from seqrl.trials import trial_summary
 
 __all__ = [
     "EvalConfig",
@@ -97,7 +98,8 @@ class EvalConfig:
     temperature: float | None = None
     """Divides logits before drawing."""
     trial_episodes: int | None = None
-    """Episodes of a trial, for agents whose memory lasts for several (default: the agent's own)."""
+    """Episodes of a trial: of one task, and of one memory for agents whose memory lasts for several
+    (default: the agent's own)."""
     video: str | None = None
     """Folder for videos of the first episodes of each target."""
     video_episodes: int = 1
@@ -179,6 +181,7 @@ def evaluate(
         normaliser=normaliser,
         protocol=protocol,
         notes=notes,
+        trials=_trials(agent, config, targets, records),
         timing=timing,
     )
 
@@ -215,7 +218,7 @@ def _run(
             [t.value for t in job.targets],
             seed=config.seed,
             stream=config.stream,
-            per_trial=_trial_episodes(agent, config),
+            per_trial=trial_episodes(agent, config),
         )
         records = rollout(
             agent,
@@ -291,10 +294,23 @@ def _rtg_update(config: EvalConfig, info: Mapping[str, Any], stats: DataStats | 
     return "none" if delayed else "reward"
 
 
-def _trial_episodes(agent: Any, config: EvalConfig) -> int:
-    if agent.memory != "trial":
-        return 1
+def trial_episodes(agent: Any, config: EvalConfig) -> int:
+    """Episodes of a trial: by default the agent's own, 1 where memory ends with the episode."""
     return config.trial_episodes or int(getattr(agent, "trial_episodes", 1))
+
+
+def _trials(
+    agent: Any, config: EvalConfig, targets: list[Target], records: list[EpisodeRecord]
+) -> list[dict[str, Any]] | None:
+    per_trial = trial_episodes(agent, config)
+    alone = agent.memory != "trial" and per_trial == 1
+    if alone and any(r.regrets is None for r in records):
+        return None
+    n = len(records) // len(targets)
+    return [
+        trial_summary(t.label, records[i * n : (i + 1) * n], per_trial, config.seed)
+        for i, t in enumerate(targets)
+    ]
 
 
 @contextlib.contextmanager
@@ -331,6 +347,7 @@ def _protocol(job: _Job, limit: int) -> dict[str, Any]:
         "decode": getattr(acting, "decode", None),
         "temperature": getattr(acting, "temperature", None),
         "rtg_update": job.rtg_update,
+        "trial_episodes": trial_episodes(job.agent, job.config),
         "max_steps": limit,
         "device": str(getattr(job.agent, "device", "cpu")),
     }

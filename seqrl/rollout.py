@@ -88,6 +88,8 @@ class EpisodeRecord:
     truncated: bool
     steps: RecordedSteps | None = None
     """Only with ``record=True``."""
+    regrets: np.ndarray | None = None
+    """``[T]`` float64: how much worse than the best each step was; None where no info said."""
 
 
 Frames = Callable[[EpisodePlan, Callable[[], np.ndarray]], None]
@@ -229,6 +231,7 @@ class _Running:
     observations: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    regrets: list[float] = field(default_factory=list)
 
 
 class _Engine:
@@ -340,7 +343,8 @@ class _Engine:
         for row, episode in zip(rows, episodes, strict=True):
             plan = episode.plan
             new_trial = self.rows.final_observation is None or plan.place == 0
-            self.rows.begin(row, plan.target, plan.seed, new_trial)
+            trial = plan.index if plan.trial is None else plan.trial
+            self.rows.begin(row, plan.target, plan.seed, new_trial, trial)
         self.rows.observation[rows] = observations
         self._show(rows)
 
@@ -376,6 +380,9 @@ class _Engine:
                 e.success = success[k]
             if over[k] or e.length == limit:
                 ended.append((k, self.order[k]))
+        if out.regret is not None:
+            for e, regret in zip(self.episodes, out.regret.tolist(), strict=True):
+                e.regrets.append(regret)
         self._show(self.order)
         if ended:
             going_on = [row for k, row in ended if self._end(k, row, out)]
@@ -395,6 +402,7 @@ class _Engine:
             terminated=terminated,
             truncated=not terminated,
             steps=self._recorded(e, out.observations[k]) if self.record else None,
+            regrets=np.array(e.regrets) if len(e.regrets) == e.length else None,
         )
         self.done += 1
         self.rows.end(row, terminated, out.observations[k])

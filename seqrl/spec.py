@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from seqrl.errors import SeqrlError
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 ObservationKind = Literal["vector", "image"]
 ActionKind = Literal["continuous", "discrete", "multidiscrete"]
-WindowKind = Literal["any_start", "any_end", "episode_start", "episode"]
+WindowKind = Literal[
+    "any_start", "any_end", "episode_start", "episode", "history", "context", "chain"
+]
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,12 @@ class WindowSpec:
     ``any_start``: start uniform over all steps, cut at the episode end. ``any_end``: last step
     uniform over all steps, cut at the episode start. ``episode_start``: the first ``length``
     steps of a uniformly drawn episode. ``episode``: a whole episode (``length`` caps it).
+
+    Over several episodes (``datasets/context_windows.py``): ``history``: consecutive steps of one
+    learning history, the last of them uniform over all steps. ``context``: ``length - 1``
+    transitions of one history, and as last step a query drawn from any history of the same task.
+    ``chain``: up to ``episodes`` episodes of one task from worst to best, the last
+    ``length // episodes`` steps of each.
     """
 
     kind: WindowKind
@@ -158,15 +166,28 @@ class WindowSpec:
     """Also gather the observation after each step (the final one at an episode's last step)."""
     extras: tuple[str, ...] = ()
     """Names of optional columns to gather as well."""
+    discount: float | None = None
+    """Also gather returns discounted by this (see ``datasets/discounting.py``)."""
+    shuffle: bool = False
+    """Only ``context``: a fresh random order of the history's transitions in every window."""
+    episodes: int = 1
+    """Only ``chain``: most episodes of a window."""
 
     def __post_init__(self) -> None:
-        kinds = ("any_start", "any_end", "episode_start", "episode")
+        kinds = get_args(WindowKind)
         if self.kind not in kinds:
             raise SeqrlError(f"window kind {self.kind!r} is not one of {', '.join(kinds)}")
         if self.length is None and self.kind != "episode":
             raise SeqrlError(f"a window of kind {self.kind!r} needs a length")
         if self.length is not None and self.length < 1:
             raise SeqrlError(f"window length is {self.length}, must be at least 1")
+        if self.discount is not None and not 0 < self.discount <= 1:
+            raise SeqrlError(f"window discount is {self.discount}, must be above 0 and at most 1")
+        least = {"context": 2, "chain": self.episodes}.get(self.kind, 1)
+        if self.length is not None and self.length < least:
+            raise SeqrlError(
+                f"window length is {self.length}, a {self.kind} needs at least {least}"
+            )
 
 
 @dataclass
@@ -198,6 +219,15 @@ class Batch:
     """``[B]`` int64: flat index in the data of each window's first step."""
     next_observations: torch.Tensor | None = None
     """As ``observations``, one step later, where the window asked for it."""
+    next_known: torch.Tensor | None = None
+    """``[B, T]`` bool, with them: False where an episode's end was not recorded and its last
+    observation stands in, and at padding."""
+    discounted_returns: torch.Tensor | None = None
+    """``[B, T]`` float32: discounted sum of the rewards from this step to the episode end, where
+    the window asked for it."""
+    discounted_tails: torch.Tensor | None = None
+    """``[B, T]`` float32, with them: discount of what would follow a truncated end; 0 where the
+    episode terminated."""
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
     """Optional columns, ``[B, T, ...]``."""
 
@@ -261,6 +291,9 @@ class Step:
     """As ``observation``: last observation of the episode just ended; only for trial memory."""
     task: torch.Tensor | None = None
     """``[n]`` int64 index into the agent's tasks; None means task 0 everywhere."""
+    trial: torch.Tensor | None = None
+    """``[n]`` int64: number of the trial (of the episode, where each is a trial of its own): by it
+    a policy finds what it was given for one, such as recorded transitions of its task."""
     oracle_action: torch.Tensor | None = None
     """The environment's scripted action, filled only for a policy that asks for it."""
 

@@ -16,7 +16,7 @@ FLOORS = {
     6: ("experiment", "evaluating", "collect", "finetune", "doctor", "export"),
     5: ("trainer", "learner", "training", "optim", "loggers", "progress", "distributed"),
     4: (
-        *("rollout", "evaluation", "eval_report", "acting", "targets", "policy", "video"),
+        *("rollout", "evaluation", "eval_report", "acting", "targets", "trials", "policy", "video"),
         *("checkpoint", "runfolder", "devices"),
     ),
     3: ("agents", "references"),

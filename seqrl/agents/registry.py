@@ -30,6 +30,22 @@ class AgentRow(NamedTuple):
 
 ROWS: tuple[AgentRow, ...] = (
     AgentRow(
+        "ad",
+        "seqrl.agents.ad:AlgorithmDistillation",
+        "Algorithm Distillation, Laskin et al. 2022",
+        ("continuous", "discrete"),
+        ("recompute", "stream", "refill", "stream:window+first", "stream:tova"),
+        0.21,
+    ),
+    AgentRow(
+        "at",
+        "seqrl.agents.at:AgenticTransformer",
+        "Agentic Transformer, Liu and Abbeel 2023",
+        ("continuous", "discrete"),
+        ("recompute", "stream", "refill", "stream:window+first", "stream:tova"),
+        0.73,
+    ),
+    AgentRow(
         "bc",
         "seqrl.agents.bc:BehaviourCloning",
         "Behaviour cloning (MLP), as in Chen et al. 2021",
@@ -62,6 +78,14 @@ ROWS: tuple[AgentRow, ...] = (
         0.06,
     ),
     AgentRow(
+        "dpt",
+        "seqrl.agents.dpt:DPT",
+        "Decision-Pretrained Transformer, Lee et al. 2023",
+        ("continuous", "discrete"),
+        ("recompute", "stream"),
+        0.05,
+    ),
+    AgentRow(
         "dt",
         "seqrl.agents.dt:DecisionTransformer",
         "Decision Transformer, Chen et al. 2021",
@@ -84,6 +108,14 @@ ROWS: tuple[AgentRow, ...] = (
         ("continuous", "discrete"),
         ("stream",),
         0.14,
+    ),
+    AgentRow(
+        "q_transformer",
+        "seqrl.agents.q_transformer:QTransformer",
+        "Q-Transformer, Chebotar et al. 2023",
+        ("continuous", "discrete", "multidiscrete"),
+        ("recompute",),
+        0.41,
     ),
     AgentRow(
         "rate",

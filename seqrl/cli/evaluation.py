@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +30,23 @@ def policy_flags() -> list[Flag]:
 
 
 def _flags() -> FlagSet:
+    against = Flag(
+        "against",
+        str,
+        "Reference policies too, on the same tasks and seeds: random oracle thompson ...",
+        metavar="NAME …",
+        many=True,
+        group="evaluation",
+    )
+    plot = Flag(
+        "plot", str, "Draw return by episode and regret by step.", metavar="FILE.png",
+        group="output",
+    )  # fmt: skip
     out = Flag("out", str, "Also write the record to this file.", metavar="FILE", group="output")
     return FlagSet(
-        "eval", [*eval_flags(group="evaluation"), *policy_flags(), out, *output_flags()], [_RUN]
+        "eval",
+        [*eval_flags(group="evaluation"), against, *policy_flags(), plot, out, *output_flags()],
+        [_RUN],
     )
 
 
@@ -48,6 +63,8 @@ def help_for(argv: Sequence[str]) -> str:
             "seqrl eval runs/DATA/AGENT/RUN --targets p50,max,n100 --episodes 100 --num-envs 8",
             "seqrl eval runs/DATA/AGENT/RUN --checkpoint best --json",
             "seqrl eval runs/DATA/AGENT/RUN --env-kwargs limit=90 --video videos",
+            "seqrl eval runs/bandit-50/dpt/RUN --against thompson ucb emp --plot regret.png",
+            "seqrl eval runs/DATA/ad/RUN --trial-episodes 40 --episodes 200 --plot trial.png",
             "seqrl eval runs/DATA/AGENT/RUN --targets p90,2:3600 (task 2 alone: 3600)",
         ],
     )
@@ -72,8 +89,63 @@ def main(argv: Sequence[str]) -> int:
         progress=reporting.episode_bar(bool(parsed.get("quiet"))),
         **options,
     )
-    _finish(parsed, options, report.to_json(), [format_report(report)])
+    record, lines = report.to_json(), [format_report(report)]
+    others = _against(policy, parsed, options)
+    if others:
+        record["against"] = {name: r.to_json() for name, r in others.items()}
+        lines += _comparison({report.policy["agent"]: report, **others})
+    if parsed.get("plot"):
+        from seqrl.trials import plot_trials
+
+        shown = {report.policy["agent"]: report, **others}
+        file = plot_trials({n: r.trials or [] for n, r in shown.items()}, parsed.get("plot"))
+        lines.append(f"plot {reporting.shown(file)}")
+    _finish(parsed, options, record, lines)
     return 0
+
+
+def _against(policy: Any, parsed: Parsed, options: dict[str, Any]) -> dict[str, Any]:
+    """Reports of the reference policies named, on the policy's episodes and trials."""
+    names = parsed.get("against") or ()
+    if not names:
+        return {}
+    from seqrl.evaluation import EvalConfig, trial_episodes
+    from seqrl.references import make_reference
+
+    own = ("targets", "acting", "decode", "temperature", "video")
+    same = {k: v for k, v in options.items() if k not in own}
+    asked = EvalConfig(**{k: v for k, v in same.items() if k == "trial_episodes"})
+    same["trial_episodes"] = trial_episodes(policy.agent, asked)
+    task = policy.agent.tasks[parsed.get("task", 0)]
+    env, kwargs = parsed.get("env") or task.env_id, dict(parsed.get("env_kwargs") or {})
+    kept = task.env_kwargs if env == task.env_id else {}
+    task = dataclasses.replace(task, env_id=env, env_kwargs={**kept, **kwargs})
+    return {
+        name: api.evaluate(
+            make_reference(name, task),
+            env=parsed.get("env"),
+            env_kwargs=parsed.get("env_kwargs"),
+            progress=reporting.episode_bar(bool(parsed.get("quiet"))),
+            **same,
+        )
+        for name in names
+    }
+
+
+def _comparison(reports: dict[str, Any]) -> list[str]:
+    """A table of returns and regrets, a policy (and target) each."""
+    rows = []
+    for name, report in reports.items():
+        for i, s in enumerate(report.summary):
+            at = "" if s["target_label"] == "-" else f" at {s['target_label']}"
+            regret = report.trials[i]["regret"] if report.trials else None
+            values = [s["return"], regret["total"] if regret else None]
+            cells = [
+                "-" if v is None else f"{v['mean']:.4g} [{v['ci'][0]:.4g}, {v['ci'][1]:.4g}]"
+                for v in values
+            ]
+            rows.append([name + at, *cells])
+    return [output.table(["policy", "return [95% CI]", "regret of a trial [95% CI]"], rows)]
 
 
 def _all_tasks(policy: Any, parsed: Parsed, options: dict[str, Any]) -> int:

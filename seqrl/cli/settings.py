@@ -27,7 +27,7 @@ SECTION_CLASSES = {
 }
 """Where the settings of each part of an experiment are declared."""
 
-_RENAMED = {"episodes": "data-episodes"}
+_RENAMED = {"episodes": "data-episodes", "every": "data-every"}
 """Flags of ``load`` that would be taken for something else under their own name."""
 _FLAT_EVAL = ("targets", "acting", "decode", "temperature")
 """Evaluation settings that are flags of their own rather than ``--eval.X``."""

@@ -32,6 +32,9 @@ SCHEMES: dict[str, str] = {
     "cache": "seqrl.datasets.cache",
     "oracle": "seqrl.datasets.generated",
     "random": "seqrl.datasets.generated",
+    "behaviour": "seqrl.datasets.generated",
+    "incontext": "seqrl.datasets.task_data",
+    "histories": "seqrl.datasets.task_data",
 }
 """Scheme of a URI to the module that reads it."""
 
@@ -63,6 +66,42 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         "T-Maze of RATE, the union of limits 30, 60 and 90, oracle",
         {a: f"{a}/tmaze-90" for a in _TMAZE_90},
     ),
+    "bandit-50": CatalogueEntry(
+        "incontext:seqrl/Bandit-v0?horizon=50&tasks=50000",
+        "bandits of DPT, 50 pulls each, with their best arms",
+        {"dpt": "dpt/bandit-50"},
+    ),
+    "bandit-200": CatalogueEntry(
+        "incontext:seqrl/Bandit-v0?horizon=200&tasks=50000",
+        "bandits of DPT, 200 pulls each, with their best arms",
+        {"dpt": "dpt/bandit-200"},
+    ),
+    "linear-bandit": CatalogueEntry(
+        "incontext:seqrl/LinearBandit-v0?horizon=200&tasks=50000",
+        "linear bandits of DPT, played by blind Thompson sampling",
+        {"dpt": "dpt/linear-bandit"},
+    ),
+    "darkroom-6": CatalogueEntry(
+        "incontext:seqrl/DarkRoom-v0?size=6&horizon=36&split=train&histories=500",
+        "small Dark Rooms: transitions of 29 goals, best moves",
+        {"dpt": "dpt/darkroom-6"},
+    ),
+    "darkroom-10": CatalogueEntry(
+        "incontext:seqrl/DarkRoom-v0?split=train&histories=500",
+        "Dark Rooms of DPT: transitions of 80 goals, best moves",
+        {"dpt": "dpt/darkroom-10"},
+    ),
+    "darkroom-5-histories": CatalogueEntry(
+        "histories:seqrl/DarkRoom-v0?size=5&horizon=10&start=center&split=train"
+        "&histories=40&episodes=60",
+        "small Dark Rooms: learning histories, ever less random",
+        {"ad": "ad/darkroom-5", "at": "at/darkroom-5"},
+    ),
+    "darkroom-9-histories": CatalogueEntry(
+        "histories:seqrl/DarkRoom-v0?preset=ad&split=train&histories=20&episodes=100",
+        "Dark Rooms of AD: learning histories, ever less random",
+        {"ad": "ad/darkroom-9"},
+    ),
     "tmaze-smoke": CatalogueEntry(
         "oracle:seqrl/TMaze-v0?limit=9&episodes=64",
         "T-Maze with limit 9, 64 episodes: for trying things out",
@@ -84,6 +123,8 @@ class LoadOptions:
     """Move all reward of an episode to its last step."""
     episodes: int | None = None
     """Use only the first so many episodes."""
+    every: int = 1
+    """Use every so-many-th episode of a learning history."""
     reward_scale: float = 1.0
     """Multiply every reward by this."""
     reward_shift: float = 0.0
@@ -114,6 +155,8 @@ class LoadOptions:
             raise SeqrlError(f"best is {self.best}, must be a percentage above 0 and at most 100")
         if self.episodes is not None and self.episodes < 1:
             raise SeqrlError(f"episodes is {self.episodes}, must be at least 1")
+        if self.every < 1:
+            raise SeqrlError(f"every is {self.every}, must be at least 1")
         for name, allowed in (
             ("goal_terminals", ("keep", "merge")),
             ("kitchen_rewards", ("stored", "delta")),
@@ -328,6 +371,9 @@ def apply_options(data: Trajectories, options: LoadOptions) -> Trajectories:
         data = data.delayed()
     if options.episodes is not None:
         data = data.first(options.episodes)
+    if options.every > 1:
+        data = data.every(options.every)
+        data.notes["every"] = options.every
     if options.best is not None:
         data = data.best(options.best)
         data.notes["best"] = options.best

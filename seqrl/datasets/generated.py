@@ -1,12 +1,14 @@
-"""Data made on the spot: ``oracle:ENV_ID?...`` and ``random:ENV_ID?...``.
+"""Data made on the spot: ``oracle:ENV_ID?...``, ``random:...`` and ``behaviour:...``.
 
 Parameters of the URI: ``episodes`` (default 100), ``seed`` (default 0); every other one goes to the
 environment. An environment whose class has ``oracle_columns(episodes, seed, **kwargs)`` makes its
 expert's episodes itself, all at once, and may take further arguments that describe the data; of
-others the expert is ``env.unwrapped.oracle_action()``, asked at every step.
+others the expert is ``env.unwrapped.oracle_action()``, asked at every step. In the same way
+``behaviour:`` asks the class for ``behaviour_columns``: data of a kind that it says itself.
 
 Where episodes are stepped, episode i is reset with a seed derived from (seed, i), so a longer set
-begins with the shorter one.
+begins with the shorter one. Its reset options are the environment's ``generation_options(i)`` where
+it has these (its evaluation tasks are then not to be seen in data), else ``episode_options(i)``.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 READ_OPTIONS = ("obs_keys", "clip_actions")
 """Options that change what is generated."""
 
+_MAKERS = {"oracle": "oracle_columns", "behaviour": "behaviour_columns"}
+"""Scheme of a URI to the method by which an environment's class makes such episodes itself."""
+
 _EPISODES = 100
 _STREAM = 2
 """Stream of derived episode seeds; evaluation uses 0 and 1, so no episode is shared with it."""
@@ -41,7 +46,7 @@ _LONGEST = 10_000
 
 def source_files(uri: DatasetURI, options: LoadOptions) -> list[Path]:
     """The environment's module: changing it makes a cached copy stale."""
-    cls = _environment_class(uri.name)
+    cls = environment_class(uri.name)
     file = inspect.getsourcefile(cls) if cls is not None else None
     return [Path(file)] if file else []
 
@@ -55,23 +60,25 @@ def read(
         SeqrlError: unknown environment, a parameter it does not take, or no scripted expert.
     """
     kwargs = dict(uri.params)
-    episodes = _count("episodes", kwargs.pop("episodes", _EPISODES), 1)
-    seed = _count("seed", kwargs.pop("seed", 0), 0)
-    cls = _environment_class(uri.name)
+    episodes = count_in("episodes", kwargs.pop("episodes", _EPISODES), 1)
+    seed = count_in("seed", kwargs.pop("seed", 0), 0)
+    cls = environment_class(uri.name)
     columns = None
-    if uri.scheme == "oracle" and hasattr(cls, "oracle_columns"):
-        columns = _oracle_columns(cls, uri, episodes, seed, kwargs)
-        kwargs = _environment_kwargs(cls, kwargs)
+    maker = _MAKERS.get(uri.scheme, "")
+    if hasattr(cls, maker):
+        columns = made_columns(cls, maker, uri, {"episodes": episodes, "seed": seed, **kwargs})
+        kwargs = environment_kwargs(cls, kwargs)
     env = make_env(uri.name, kwargs)
     try:
         if columns is None:
             columns = _play(env, uri, episodes, seed)
-        return _trajectories(env, columns, uri, kwargs, options)
+        return trajectories_of(env, columns, uri, kwargs, options)
     finally:
         env.close()
 
 
-def _count(name: str, value: Any, low: int) -> int:
+def count_in(name: str, value: Any, low: int) -> int:
+    """A whole number of at least ``low`` from a URI's parameter."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
         raise SeqrlError(f"{name}={value} is not a whole number")
     if value < low:
@@ -82,7 +89,7 @@ def _count(name: str, value: Any, low: int) -> int:
 # --- the environment --------------------------------------------------------------------------
 
 
-def _environment_class(env_id: str) -> Any:
+def environment_class(env_id: str) -> Any:
     """The class behind an environment id; None where only making it can tell.
 
     ``module:Id`` imports the module first. Whatever is wrong with an id is reported when the
@@ -102,12 +109,17 @@ def _environment_class(env_id: str) -> Any:
         return None
 
 
-def _oracle_columns(
-    cls: Any, uri: DatasetURI, episodes: int, seed: int, kwargs: Mapping[str, Any]
+def made_columns(
+    cls: Any, maker: str, uri: DatasetURI, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The columns an environment's class makes itself, its complaints naming the URI."""
+    """The columns an environment's class makes itself, its complaints naming the URI.
+
+    Args:
+        maker: name of its method.
+        arguments: of the method.
+    """
     try:
-        columns: dict[str, Any] = cls.oracle_columns(episodes=episodes, seed=seed, **kwargs)
+        columns: dict[str, Any] = getattr(cls, maker)(**arguments)
     except SeqrlError as error:
         raise SeqrlError(f"{uri}: {error.message}", hint=error.hint) from None
     except TypeError as error:
@@ -117,7 +129,7 @@ def _oracle_columns(
     return columns
 
 
-def _environment_kwargs(cls: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def environment_kwargs(cls: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the environment among those of its data generator."""
     if hasattr(cls, "data_env_kwargs"):
         return dict(cls.data_env_kwargs(**kwargs))
@@ -135,6 +147,11 @@ def _play(env: Any, uri: DatasetURI, episodes: int, seed: int) -> dict[str, Any]
     from seqrl.draws import derive_seed
 
     base = env.unwrapped
+    if uri.scheme == "behaviour":
+        raise SeqrlError(
+            f"environment '{uri.name}' describes no behaviour (behaviour_columns)",
+            hint=f'random play: "random:{uri.name}"; recorded data: seqrl data collect',
+        )
     if uri.scheme == "oracle" and not hasattr(base, "oracle_action"):
         raise SeqrlError(
             f"environment '{uri.name}' has no scripted expert (oracle_action)",
@@ -143,8 +160,9 @@ def _play(env: Any, uri: DatasetURI, episodes: int, seed: int) -> dict[str, Any]
     limit = None if horizon(env) else _LONGEST
     rows: dict[str, list[Any]] = {k: [] for k in (*cols.STEP, "final_observations")}
     starts, seeds = [0], [derive_seed(seed, _STREAM, i) for i in range(episodes)]
+    offer = getattr(base, "generation_options", getattr(base, "episode_options", None))
     for i, episode_seed in enumerate(seeds):
-        options = base.episode_options(i) if hasattr(base, "episode_options") else None
+        options = None if offer is None else offer(i)
         env.action_space.seed(episode_seed)
         obs, _ = env.reset(seed=episode_seed, options=options)
         obs, done, t = sp.flatten_observation(env.observation_space, obs), False, 0
@@ -173,7 +191,7 @@ def _play(env: Any, uri: DatasetURI, episodes: int, seed: int) -> dict[str, Any]
     }
 
 
-def _trajectories(
+def trajectories_of(
     env: Any,
     columns: Mapping[str, Any],
     uri: DatasetURI,

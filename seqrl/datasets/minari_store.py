@@ -206,6 +206,8 @@ def read(
     if unknown := meta.get(_MARK, {}).get("final_unknown"):
         known[unknown] = False
     notes: dict[str, Any] = {}
+    if meta.get(_MARK, {}).get("order_matters"):
+        notes["order_matters"] = True
     if not known.all():
         notes["final_observations"] = (
             f"missing in {int((~known).sum())} of {len(known)} episodes: "

@@ -159,6 +159,7 @@ def _mark(data: Trajectories) -> dict[str, Any]:
         },
         "final_unknown": [] if known is None else np.flatnonzero(~known).tolist(),
         "reference_source": data.task.reference_source,
+        "order_matters": bool(data.notes.get("order_matters")),
     }
 
 

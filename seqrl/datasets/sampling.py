@@ -7,11 +7,12 @@ first, zeros after, ``mask`` tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
+from seqrl.datasets.discounting import discounted_columns
 from seqrl.datasets.trajectories import Trajectories
 from seqrl.draws import uniform64
 from seqrl.errors import SeqrlError
@@ -19,6 +20,11 @@ from seqrl.spec import Batch, WindowSpec
 
 TRAINING, VALIDATION = 0, 1
 """Streams of the counter-based generator: hold-out batches never follow the training draws."""
+_FURTHER = 16
+"""Added to a stream for windows that need more than one number a row."""
+
+More = Callable[[int], np.ndarray]
+"""``more(k)``: ``[B, k]`` uniform numbers for the rows of a batch."""
 
 
 class Sampler:
@@ -56,7 +62,7 @@ class Sampler:
                 f"batch size {batch_size} cannot be shared by {world} processes",
                 hint=f"use a multiple of {world}",
             )
-        self.gathers = [_Gather(d, window, task=i) for i, d in enumerate(data)]
+        self.gathers = [gather_for(window)(d, window, task=i) for i, d in enumerate(data)]
         self.batch_size = batch_size
         self.seed, self.stream = seed, stream
         share = batch_size // world
@@ -66,7 +72,14 @@ class Sampler:
         """This process's rows of the global batch of ``update`` (from 0)."""
         gather = self.gathers[update % len(self.gathers)]
         u = uniform64(self.seed, self.stream, update, self.batch_size)
-        return gather(u[self.rows])
+        return gather(u[self.rows], lambda k: self.more(update, k))
+
+    def more(self, update: int, k: int) -> np.ndarray:
+        """``[B/w, k]`` further uniform numbers of this process's rows, from streams of their own;
+        a row's depend on (seed, update, row) and on k."""
+        n = self.batch_size
+        draws = uniform64(self.seed, _FURTHER + self.stream, update, n * k)
+        return draws.reshape(n, k)[self.rows]
 
 
 def ordered_batches(
@@ -78,8 +91,21 @@ def ordered_batches(
         yield sampler.batch(u)
 
 
-class _Gather:
-    """Turns uniform numbers into windows of one task's trajectories."""
+def gather_for(window: WindowSpec) -> type[Gather]:
+    """The class that cuts this kind of window."""
+    if window.kind in ("history", "context", "chain"):
+        from seqrl.datasets import context_windows
+
+        return context_windows.KINDS[window.kind]
+    return Gather
+
+
+class Gather:
+    """Turns uniform numbers into windows of one task's trajectories.
+
+    Raises:
+        SeqrlError: a column the window asks for is missing.
+    """
 
     def __init__(self, data: Trajectories, window: WindowSpec, task: int):
         for name in window.extras:
@@ -90,15 +116,18 @@ class _Gather:
                 )
         self.data, self.window, self.task = data, window, task
         self.starts, self.lengths, self.offsets = data.starts, data.lengths, data.step_offsets
-        self.contiguous = data.selection is None
         self.steps = np.arange(window.length or int(self.lengths.max()))
 
-    def __call__(self, u: np.ndarray) -> Batch:
+    def __call__(self, u: np.ndarray, more: More) -> Batch:
+        """The windows of ``u [B]`` in [0, 1)."""
         first, valid, timestep = self._place(u)
         t = self.steps if self.window.length else self.steps[: int(valid.max())]
         last = first + valid - 1
         index = np.minimum(first[:, None] + t, last[:, None])  # (B, T), clipped at the window end
-        mask = t < valid[:, None]
+        return self.collect(index, t < valid[:, None], timestep[:, None] + t)
+
+    def collect(self, index: np.ndarray, mask: np.ndarray, timesteps: np.ndarray) -> Batch:
+        """The columns at flat steps ``index [B, T]``, zero where ``mask [B, T]`` is not set."""
         padding = np.flatnonzero(~mask)
         d = self.data
 
@@ -107,11 +136,13 @@ class _Gather:
             values.reshape(index.size, -1)[padding] = 0
             return torch.from_numpy(values)
 
-        timesteps = timestep[:, None] + t
         timesteps.reshape(-1)[padding] = 0
-        next_obs = None
+        next_obs = next_known = returns = tails = None
         if self.window.next_observation:
             next_obs = torch.from_numpy(self._next(index, padding))
+            next_known = torch.from_numpy(mask & self._known(index))
+        if self.window.discount is not None:
+            returns, tails = (take(c) for c in discounted_columns(d, self.window.discount))
         return Batch(
             observations=take(d.observations),
             actions=take(d.actions),
@@ -121,9 +152,12 @@ class _Gather:
             terminations=take(d.terminations),
             truncations=take(d.truncations),
             mask=torch.from_numpy(mask),
-            task=torch.full((len(u),), self.task, dtype=torch.int64),
-            rows=torch.from_numpy(first),
+            task=torch.full((len(index),), self.task, dtype=torch.int64),
+            rows=torch.from_numpy(index[:, 0].copy()),
             next_observations=next_obs,
+            next_known=next_known,
+            discounted_returns=returns,
+            discounted_tails=tails,
             extras={k: take(d.extras[k]) for k in self.window.extras},
         )
 
@@ -155,3 +189,11 @@ class _Gather:
         values[at_end] = d.final_observations[e[at_end]]
         values.reshape(index.size, -1)[padding] = 0
         return values
+
+    def _known(self, index: np.ndarray) -> np.ndarray:
+        """Where :meth:`_next` gives what was recorded and does not repeat the last observation."""
+        known = self.data.final_known
+        if known is None:
+            return np.ones(index.shape, dtype=bool)
+        e = np.searchsorted(self.data.episode_starts, index, side="right") - 1
+        return np.asarray(known[e] | (index + 1 != self.data.episode_starts[e + 1]))

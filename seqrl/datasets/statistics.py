@@ -24,8 +24,8 @@ def compute_stats(data: Trajectories) -> DataStats:
     q = np.quantile(returns, [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1])
     names = ("min", "p10", "p25", "p50", "p75", "p90", "max")
     kind = data.task.action.kind
-    actions, rewards = _rows(data, data.actions), _rows(data, data.rewards)
-    rtg = _rows(data, data.rtg)
+    actions, rewards = rows_in_use(data, data.actions), rows_in_use(data, data.rewards)
+    rtg = rows_in_use(data, data.rtg)
     mean, std = _moments(data) if data.task.observation.kind == "vector" else ((), ())
     counts: tuple[int, ...] = ()
     if kind == "discrete":
@@ -61,7 +61,7 @@ def suggest_scale(returns: np.ndarray) -> float:
     return float(10.0 ** max(0, round(np.log10(top)))) if top > 0 else 1.0
 
 
-def _rows(data: Trajectories, column: np.ndarray) -> np.ndarray:
+def rows_in_use(data: Trajectories, column: np.ndarray) -> np.ndarray:
     """The steps in use of a column (the column itself when every episode is)."""
     if data.selection is None:
         return np.asarray(column)

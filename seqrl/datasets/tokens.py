@@ -7,7 +7,7 @@ return-to-go and state of its own step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,11 +75,8 @@ class UniformBins:
     bins: int = 256
 
     def __post_init__(self) -> None:
-        _check_bins(self.bins)
-        if len(self.low) != len(self.high) or any(
-            not lo < hi for lo, hi in zip(self.low, self.high, strict=False)
-        ):
-            raise SeqrlError(f"bins need low < high per dimension, got {self.low} and {self.high}")
+        check_bins(self.bins)
+        check_bounds(self.low, self.high)
 
     def encode(self, actions: Tensor) -> Tensor:
         """``[..., A]`` float to bin numbers ``[..., A]`` int64; values outside go to the ends."""
@@ -107,7 +104,7 @@ class MuLawBins:
     limit: float = 256.0
 
     def __post_init__(self) -> None:
-        _check_bins(self.bins)
+        check_bins(self.bins)
         if not (self.mu > 0 and self.limit > 0):
             raise SeqrlError(f"mu is {self.mu} and limit {self.limit}, both must be above 0")
 
@@ -124,6 +121,13 @@ class MuLawBins:
         return companded.sign() * (torch.exp(companded.abs() * top) - 1) / self.mu
 
 
-def _check_bins(bins: int) -> None:
+def check_bins(bins: int) -> None:
+    """Raise SeqrlError for fewer than 2 bins."""
     if bins < 2:
         raise SeqrlError(f"bins is {bins}, must be at least 2")
+
+
+def check_bounds(low: Sequence[float], high: Sequence[float]) -> None:
+    """Raise SeqrlError unless every dimension's bounds differ."""
+    if len(low) != len(high) or any(not lo < hi for lo, hi in zip(low, high, strict=False)):
+        raise SeqrlError(f"bins need low < high per dimension, got {low} and {high}")

@@ -332,17 +332,39 @@ class Trajectories:
     def split(self, holdout: float, seed: int = 0) -> tuple[Trajectories, Trajectories | None]:
         """Training and hold-out sets by episode; the hold-out is None when ``holdout`` is 0.
 
+        Data of several tasks are split by task, and all episodes of one go the same way.
+
         Args:
-            holdout: share of the episodes in [0, 1); at least one is held out when above 0.
+            holdout: share of the episodes (tasks) in [0, 1); at least one is held out when above 0.
             seed: decides which; the same seed gives the same split.
         """
         if not 0 <= holdout < 1:
             raise SeqrlError(f"holdout is {holdout}, must be at least 0 and below 1")
-        if holdout == 0 or len(self) < 2:
+        group = np.arange(len(self))
+        if self.episode_task is not None:
+            tasks, of = np.unique(self.episode_task[self.episode_ids], return_inverse=True)
+            group = of if len(tasks) > 1 else group
+        count = int(group.max()) + 1
+        if holdout == 0 or count < 2:
             return self, None
-        order = np.random.default_rng(seed).permutation(len(self))
-        n = min(max(1, round(holdout * len(self))), len(self) - 1)
-        return self.select(np.sort(order[n:])), self.select(np.sort(order[:n]))
+        order = np.random.default_rng(seed).permutation(count)
+        out = np.zeros(count, dtype=bool)
+        out[order[: min(max(1, round(holdout * count)), count - 1)]] = True
+        held = out[group]
+        return self.select(np.flatnonzero(~held)), self.select(np.flatnonzero(held))
+
+    def every(self, k: int) -> Trajectories:
+        """Every k-th episode, the first included; of learning histories, each one's every k-th
+        (a thinner history shows a faster learner; Laskin et al. 2022)."""
+        if k < 1:
+            raise SeqrlError(f"every is {k}, must be at least 1")
+        place = np.arange(len(self))
+        if self.episode_task is not None or self.episode_order is not None:
+            from seqrl.datasets.context_windows import history_offsets
+
+            begins = history_offsets(self)
+            place -= np.repeat(begins[:-1], np.diff(begins))
+        return self.select(np.flatnonzero(place % k == 0))
 
     def delayed(self) -> Trajectories:
         """All reward of an episode moved to its last step (the delayed-reward protocol)."""

@@ -36,6 +36,31 @@ ENVIRONMENTS: tuple[EnvironmentRow, ...] = (
         "seqrl.envs.tmaze_classic:TMazeActiveEnv",
         "T-Maze of Ni et al.: the cue must be fetched first",
     ),
+    EnvironmentRow(
+        "seqrl/Bandit-v0",
+        "seqrl.envs.bandit:BanditEnv",
+        "bandits of DPT: find the best of independent arms",
+    ),
+    EnvironmentRow(
+        "seqrl/LinearBandit-v0",
+        "seqrl.envs.bandit:LinearBanditEnv",
+        "bandits of DPT whose arms share a hidden structure",
+    ),
+    EnvironmentRow(
+        "seqrl/DarkRoom-v0",
+        "seqrl.envs.darkroom:DarkRoomEnv",
+        "Dark Room of AD and DPT: find a goal that is never shown",
+    ),
+    EnvironmentRow(
+        "seqrl/DarkKeyDoor-v0",
+        "seqrl.envs.key_door:DarkKeyDoorEnv",
+        "Dark Key-to-Door of AD: find a hidden key, then a hidden door",
+    ),
+    EnvironmentRow(
+        "seqrl/PointReach2D-v0",
+        "seqrl.envs.point_reach:PointReachEnv",
+        "a point in a square: reach a goal by piecing aimless episodes together",
+    ),
 )
 """Every environment of this package, in the order in which it is listed."""
 

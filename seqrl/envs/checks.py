@@ -7,10 +7,20 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seqrl.errors import SeqrlError, did_you_mean
 
-__all__ = ["check_bool", "check_choice", "check_int", "check_number", "settings_from"]
+__all__ = [
+    "check_actions",
+    "check_array",
+    "check_bool",
+    "check_choice",
+    "check_int",
+    "check_number",
+    "known_options",
+    "settings_from",
+]
 
 SettingsT = TypeVar("SettingsT")
 
@@ -66,6 +76,60 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
             f"{name}={value!r} is not allowed", f"{guess} {name} must be one of {listed}".strip()
         )
     return str(value)
+
+
+def check_array(name: str, value: Any, shape: tuple[int, ...] | None) -> NDArray[np.float64]:
+    """Return finite numbers as a new float64 array of a shape; one row may stand for all rows.
+
+    Args:
+        name: for the error.
+        value: array, or nested sequences.
+        shape: what is wanted, rows first; None for any.
+
+    Raises:
+        SeqrlError: not numbers, not finite, or another shape.
+    """
+    wanted = "" if shape is None else f" of shape {list(shape)}"
+    allowed = f"{name} must be finite numbers{wanted}"
+    try:
+        array = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        raise SeqrlError(f"{name}={value!r} is not allowed", allowed) from None
+    fits = shape is None or array.shape in (shape, shape[1:])
+    if not fits or not np.isfinite(array).all():
+        raise SeqrlError(f"{name} of shape {list(array.shape)} is not allowed", allowed)
+    return array if shape is None else np.broadcast_to(array, shape).copy()
+
+
+def check_actions(actions: Any, rows: int, choices: int) -> NDArray[np.int64]:
+    """Return the actions of a vector environment, ``[rows]`` integers below ``choices``.
+
+    Raises:
+        SeqrlError: another shape, no integers, or one out of the range.
+    """
+    array = np.asarray(actions)
+    integers = array.shape == (rows,) and np.issubdtype(array.dtype, np.integer)
+    if not integers or array.min() < 0 or array.max() >= choices:
+        raise SeqrlError(
+            f"actions of shape {list(array.shape)} are not allowed",
+            f"actions must be [{rows}] integers from 0 to {choices - 1}",
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def known_options(options: Mapping[str, Any] | None, names: Sequence[str]) -> Mapping[str, Any]:
+    """Return the options of a ``reset``, an empty mapping for None.
+
+    Raises:
+        SeqrlError: an option that is none of ``names``.
+    """
+    for name in options or {}:
+        if name not in names:
+            known = f"options: {', '.join(names)}" if names else "it takes no options"
+            raise SeqrlError(
+                f"reset() has no option {name!r}", did_you_mean(str(name), names, otherwise=known)
+            )
+    return options or {}
 
 
 def settings_from(cls: type[SettingsT], kwargs: Mapping[str, Any]) -> SettingsT:

@@ -39,12 +39,12 @@ def episode_steps(lengths: NDArray[np.int64]) -> tuple[Indices, Indices, Indices
 
 
 def last_step_columns(
-    actions: NDArray[np.int64], starts: NDArray[np.int64], rewards: NDArray[Any]
+    actions: NDArray[Any], starts: NDArray[np.int64], rewards: NDArray[Any]
 ) -> Columns:
     """Make the columns of episodes that are rewarded, and terminate, at their last step.
 
     Args:
-        actions: ``[N]``.
+        actions: ``[N]`` or ``[N, A]``.
         starts: ``[E + 1]``.
         rewards: reward of each episode's last step, ``[E]``.
 

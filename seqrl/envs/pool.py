@@ -47,6 +47,9 @@ class PoolStep(NamedTuple):
     """``[k]`` bool."""
     success: np.ndarray
     """``[k]`` int8: ABSENT, FAILED or SUCCEEDED."""
+    regret: np.ndarray | None = None
+    """``[k]`` float64: how much worse than the best the step was; NaN, or None for all of them,
+    where no info says."""
 
 
 class SlotFailure(Exception):
@@ -160,7 +163,7 @@ class LocalPool(EnvPool):
         out = np.empty((k, *self._shape), self._dtype)
         rewards = np.empty(k)
         terminated, truncated = np.empty(k, dtype=bool), np.empty(k, dtype=bool)
-        success = np.full(k, ABSENT, dtype=np.int8)
+        success, regret = np.full(k, ABSENT, dtype=np.int8), None
         envs, flatten = self.envs, self._flatten
         slot = -1
         try:
@@ -169,9 +172,12 @@ class LocalPool(EnvPool):
                 out[j] = flatten(observation)
                 if info:
                     success[j] = success_in(info)
+                    if "regret" in info:
+                        regret = np.full(k, np.nan) if regret is None else regret
+                        regret[j] = info["regret"]
         except Exception as e:
             raise SlotFailure(slot) from e
-        return PoolStep(out, rewards, terminated, truncated, success)
+        return PoolStep(out, rewards, terminated, truncated, success, regret)
 
     def episode_options(self, i: int) -> dict[str, Any] | None:
         return episode_options(self.envs[0], i)
@@ -258,6 +264,7 @@ class AsyncPool(EnvPool):
         except Exception as e:
             raise SlotFailure(None) from e
         success = np.asarray(infos["success"])[rows]
+        regret = np.asarray(infos["regret"], np.float64)[rows]
         # Indexing by a list copies, so the shared memory behind the observations is not handed out.
         return PoolStep(
             np.asarray(observations)[rows],
@@ -265,6 +272,7 @@ class AsyncPool(EnvPool):
             terminated[rows],
             truncated[rows],
             success.astype(np.int8),
+            None if np.isnan(regret).all() else regret,
         )
 
     def episode_options(self, i: int) -> dict[str, Any] | None:
@@ -314,12 +322,12 @@ class _Slot(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not action[0]:
-            return self._last, 0.0, False, False, {"success": ABSENT}
+            return self._last, 0.0, False, False, {"success": ABSENT, "regret": np.nan}
         stored = action[1:].astype(self._stored).reshape(self._action_shape)
         given = next(iter(self._unflatten(stored)))
         observation, reward, terminated, truncated, info = self.env.step(given)
         self._last = self._flatten(observation).astype(self._dtype, copy=False)
-        said = {"success": success_in(info)}
+        said = {"success": success_in(info), "regret": float(info.get("regret", np.nan))}
         return self._last, float(reward), bool(terminated), bool(truncated), said
 
     def scripted_action(self) -> np.ndarray:

@@ -84,7 +84,7 @@ class EpisodeSampler(Sampler):
             # A window at each of an episode's steps, all equally likely.
             step = np.floor(u[self.batch_size :] * self.data.lengths[chosen])
             place = (self.data.step_offsets[chosen] + step + 0.5) / self.data.num_steps
-        return self.gathers[0](place)
+        return self.gathers[0](place, lambda k: self.more(update, k))
 
 
 class WeightedPool:

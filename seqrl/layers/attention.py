@@ -108,6 +108,27 @@ class CausalSelfAttention(nn.Module):
         k, v = cache.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, C, D/H) each, views
         return self._finish(self._attend(q, k, v, mask))
 
+    def over(self, x: Tensor, mask: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Attend from new tokens over what came before and themselves, by any mask.
+
+        Nothing is written in place, so gradients may pass: the same call serves a whole sequence
+        and its continuation.
+
+        Args:
+            x: ``[B, M, D]`` new tokens.
+            mask: ``[B or 1, 1, Q, P + M]`` bool, what each of the last Q new tokens sees of the P
+                before and the new ones.
+            past: ``[2, B, H, P, D/H]`` keys and values of what came before.
+
+        Returns:
+            ``[B, Q, D]``, and the keys and values with the new tokens'.
+        """
+        q, k, v = self._split(self.qkv(x), 3)
+        both = torch.stack([k, v])
+        both = both if past is None else torch.cat([past, both], 3)
+        y = self._attend(q[:, :, -mask.shape[2] :], both[0], both[1], mask)
+        return self._finish(y), both
+
     def extend_scored(
         self, x: Tensor, cache: Tensor, places: Tensor, scores: Tensor, position: Tensor
     ) -> Tensor:
@@ -168,8 +189,9 @@ class CausalSelfAttention(nn.Module):
         return weight.new_zeros(rows, slots, 2, self.heads, head)
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        b, n, _ = x.shape
-        return x.view(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        b, n, width = x.shape
+        head = width // (parts * self.heads)
+        return x.view(b, n, parts, self.heads, head).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if not (self.training and self.attn_dropout > 0):

@@ -60,8 +60,8 @@ class ActionEmbedding(nn.Module):
         return vectors[0] if len(vectors) == 1 else torch.stack(vectors).sum(0)
 
 
-def observation_embedding(spec: ObservationSpec, width: int) -> nn.Module:
+def observation_embedding(spec: ObservationSpec, width: int, bias: bool = True) -> nn.Module:
     """A linear layer for vectors ``[..., S]``, convolutions for images ``[..., H, W, C]``."""
     if spec.kind == "image":
         return ImageEncoder(spec.shape, width)
-    return nn.Linear(spec.shape[0], width)
+    return nn.Linear(spec.shape[0], width, bias=bias)

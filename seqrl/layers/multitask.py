@@ -11,13 +11,13 @@ Shapes: B rows, D width, A action dimensions of a task, V = n_discrete + bins.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqrl.datasets.bins import finite_bounds
 from seqrl.datasets.tokens import UniformBins
 from seqrl.errors import SeqrlError
 from seqrl.spec import ActionSpec, DataStats, ObservationSpec
@@ -198,14 +198,8 @@ def _grid(spec: ActionSpec, stats: DataStats | None, bins: int) -> UniformBins |
     """Bins between a continuous action's bounds; None for a discrete one."""
     if spec.kind != "continuous":
         return None
-    seen_low, seen_high = ([v] * spec.size for v in (-1.0, 1.0))
-    if stats is not None and stats.action_low:
-        seen_low, seen_high = list(stats.action_low), list(stats.action_high)
-    low = [a if math.isfinite(a) else s for a, s in zip(spec.low, seen_low, strict=True)]
-    high = [b if math.isfinite(b) else s for b, s in zip(spec.high, seen_high, strict=True)]
-    # An action that never varies still gets bins of some width.
-    high = [b if a < b else a + 1.0 for a, b in zip(low, high, strict=True)]
-    return UniformBins(tuple(low), tuple(high), bins)
+    seen = (stats.action_low, stats.action_high) if stats is not None else ((), ())
+    return UniformBins(*finite_bounds(spec.low, spec.high, *seen), bins)
 
 
 class SharedHead(nn.Linear):

@@ -53,6 +53,11 @@ class Block(nn.Module):
         y = self.attention.extend(self.norm1(x), cache, where.slots, where.mask, position)
         return self._mlp(x[:, -where.mask.shape[2] :] + y)
 
+    def over(self, x: Tensor, mask: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """New tokens over the past by any mask; output of the last Q, which the mask says."""
+        y, past = self.attention.over(self.norm1(x), mask, past)
+        return self._mlp(x[:, -mask.shape[2] :] + y), past
+
     def extend_scored(
         self, x: Tensor, cache: Tensor, places: Tensor, scores: Tensor, position: Tensor
     ) -> Tensor:
@@ -101,6 +106,28 @@ class Transformer(nn.Module):
     def read(self, x: Tensor, readers: Readers) -> Tensor:
         """Hidden states ``[B, Q, D]`` of some tokens; every stack has this."""
         return self(x, readers)
+
+    def over(
+        self, x: Tensor, mask: Tensor, past: list[Tensor] | None = None, read: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states of new tokens that see the past and each other by a mask of one's own.
+
+        Args:
+            x: ``[B, M, D]`` new tokens.
+            mask: ``[B or 1, 1, M, P + M]`` bool, what each new token sees of the P before and the
+                new ones.
+            past: keys and values of what came before, one tensor a block, from an earlier call.
+            read: hidden states of this many tokens are wanted, the last ones; None means all.
+
+        Returns:
+            ``[B, read, D]``, and the past of what may follow.
+        """
+        last, kept = len(self.blocks) - 1, []
+        for i, block in enumerate(self._blocks()):
+            seen = mask[:, :, -read:] if i == last and read is not None else mask
+            x, both = block.over(x, seen, None if past is None else past[i])
+            kept.append(both)
+        return self.norm(x), kept
 
     def prefill(self, x: Tensor, caches: list[Tensor], rows: Tensor) -> None:
         """Write keys and values of the sequence ``x [B, L, D]`` to slots 0..L-1 of some rows.

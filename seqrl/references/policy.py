@@ -15,22 +15,27 @@ from seqrl.spec import Step, TaskSpec
 
 
 class ReferencePolicy(ABC):
-    """A policy without parameters or memory that the rollout engine runs like an agent."""
+    """A policy without parameters that the rollout engine runs like an agent."""
 
     name: ClassVar[str]
-    memory: Literal["episode"] = "episode"
+    memory: Literal["episode", "trial"] = "episode"
     uses_returns = False
     needs_oracle = False
 
     def __init__(self, task: TaskSpec):
         self.tasks = (task,)
 
+    @classmethod
+    def settings(cls) -> tuple[str, ...]:
+        """Names of the keyword arguments that the policy takes besides its task: none."""
+        return ()
+
     def initial_state(self, n: int) -> Any:
-        """Acting state of ``n`` rows: none."""
+        """Acting state of ``n`` rows: none, where a policy does not say otherwise."""
         return None
 
     def reset(self, state: Any, rows: Tensor) -> Any:
-        """Nothing to forget."""
+        """The state with the rows set in ``rows [n]`` bool made fresh: nothing to forget here."""
         return state
 
     @abstractmethod

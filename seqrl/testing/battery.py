@@ -40,7 +40,10 @@ KINDS = ("continuous", "discrete", "image")
 
 
 def tiny_data(kind: str, episodes: int = 12, seed: int = 0, longest: int = 20) -> Trajectories:
-    """Random episodes of unequal length: vectors with Box or Discrete actions, or images."""
+    """Random episodes of unequal length: vectors with Box or Discrete actions, or images.
+
+    They form learning histories of four episodes, one a task; what was done counts as optimal.
+    """
     rng = np.random.default_rng(seed)
     eps = []
     for _ in range(episodes):
@@ -59,7 +62,15 @@ def tiny_data(kind: str, episodes: int = 12, seed: int = 0, longest: int = 20) -
         eps.append(
             {"observations": obs, "actions": actions, "rewards": rewards, "terminated": terminated}
         )
-    return Trajectories.from_episodes(eps, name=f"tiny-{kind}")
+    data = Trajectories.from_episodes(eps, name=f"tiny-{kind}")
+    number = np.arange(episodes)
+    return dataclasses.replace(
+        data,
+        extras={"optimal_action": data.actions.copy()},
+        episode_task=number // 4,
+        episode_order=number % 4,
+        validated=False,
+    )
 
 
 def build(cls: type[Agent], data: Trajectories, *, default: bool = False, **fields: Any) -> Agent:

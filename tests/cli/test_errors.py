@@ -26,7 +26,7 @@ MISTAKES = [
         "agent 'dt' has no option 'widht'",
         "did you mean --agent.width (int, default 128)?",
     ),
-    (["train", "dtt"], "no agent 'dtt'", "did you mean 'dt'?"),
+    (["train", "dtt"], "no agent 'dtt'", "did you mean 'dt' or 'dpt'?"),
     (
         ["train", "dt", "--stepz", "5"],
         "'seqrl train' has no option '--stepz'",

@@ -84,7 +84,7 @@ def test_what_was_recorded_is_written_and_read_back(tmp_path):
 def test_impossible_recordings_are_refused(tmp_path):
     with pytest.raises(SeqrlError, match="no policy 'expert'") as e:
         collect("toy/Walk-v0", "expert", 1)
-    assert "random, oracle, sb3:FILE.zip" in e.value.hint
+    assert "random, oracle, emp" in e.value.hint
     with pytest.raises(SeqrlError, match="asked for 0 episodes"):
         collect("toy/Walk-v0", "random", 0)
     with pytest.raises(SeqrlError, match="has no oracle"):

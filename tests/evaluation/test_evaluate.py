@@ -88,6 +88,7 @@ def test_the_report_holds_every_episode_and_how_it_was_measured(gru):
         "decode": "greedy",
         "temperature": 1.0,
         "rtg_update": "reward",
+        "trial_episodes": 1,
         "max_steps": 40,
         "device": "cpu",
     }
