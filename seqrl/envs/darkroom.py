@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -27,8 +26,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from seqrl.envs import grids
-from seqrl.envs.checks import check_actions, check_choice, check_int
+from seqrl.envs.checks import check_actions, check_int
 from seqrl.envs.rooms import DarkRoomSettings, darkroom_tasks, given_tasks
+from seqrl.envs.walking import WalkingEnv
 from seqrl.errors import SeqrlError
 
 __all__ = ["DarkRoomEnv", "VectorDarkRoom", "darkroom_tasks"]
@@ -36,7 +36,7 @@ __all__ = ["DarkRoomEnv", "VectorDarkRoom", "darkroom_tasks"]
 Cells = NDArray[np.int64]
 
 
-class DarkRoomEnv(gymnasium.Env[NDArray[Any], np.int64]):
+class DarkRoomEnv(WalkingEnv):
     """Dark Room, ``seqrl/DarkRoom-v0``.
 
     Actions ``Discrete(5)``: 0 x + 1, 1 x - 1, 2 y + 1, 3 y - 1, 4 stay; with an action order the
@@ -73,8 +73,6 @@ class DarkRoomEnv(gymnasium.Env[NDArray[Any], np.int64]):
         [0.0, 0.0, 1.0, 1.0]
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
-
     def __init__(
         self,
         preset: str = "dpt",
@@ -101,28 +99,10 @@ class DarkRoomEnv(gymnasium.Env[NDArray[Any], np.int64]):
             split=split,
             obs=obs,
         )
-        if render_mode is not None:
-            check_choice("render_mode", render_mode, self.metadata["render_modes"])
-        self.render_mode = render_mode
-        self.action_space = spaces.Discrete(5)
-        self.observation_space = self.settings.observation_space()
-        # Plain attributes: reading them in `step` is cheaper than going through the settings.
-        self._last, self._limit = self.settings.size - 1, self.settings.horizon
-        self._once, self._ends = self.settings.pays_once, self.settings.terminate_on_goal
-        self._x = self._y = self._time = 0
-        self._goal, self._order = (0, 0), 0
-        self._moves: list[tuple[int, int]] = []
-        self._paid = self._running = False
-
-    @property
-    def max_episode_steps(self) -> int:
-        """Steps after which an episode has ended, whatever the policy does."""
-        return self._limit
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """The agent's cell."""
-        return self._x, self._y
+        rule = self.settings
+        super().__init__(rule.size, rule.horizon, rule.observation_space(), render_mode)
+        self._once, self._ends = rule.pays_once, rule.terminate_on_goal
+        self._goal, self._order, self._paid = (0, 0), 0, False
 
     @property
     def goal(self) -> tuple[int, int]:
@@ -148,45 +128,20 @@ class DarkRoomEnv(gymnasium.Env[NDArray[Any], np.int64]):
         gx, gy = given.get("goal", goal)[0].tolist()
         self._goal, self._order = (gx, gy), int(given.get("order", order)[0])
         self._moves = [tuple(m) for m in grids.MOVES[grids.PERMUTATIONS[self._order]].tolist()]
-        self._x, self._y = start[0].tolist()
-        self._time, self._paid, self._running = 0, False, True
-        return self._observation(), {"optimal_action": self.oracle_action()}
+        self._paid = False
+        return self._begin(*start[0].tolist())
 
-    def step(
-        self, action: np.int64 | int
-    ) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
-        """Take one action, 0 to 4.
-
-        Raises:
-            SeqrlError: no episode is running, or the action is none of the five.
-        """
-        if not self._running:
-            raise SeqrlError("step() without a running episode", "call reset() first")
-        if action not in (0, 1, 2, 3, 4):
-            raise SeqrlError(f"action={action!r} is not allowed", "actions are 0, 1, 2, 3 and 4")
-        before = self._within_reach()
-        dx, dy = self._moves[int(action)]
-        self._x = min(max(self._x + dx, 0), self._last)
-        self._y = min(max(self._y + dy, 0), self._last)
-        self._time += 1
+    def _arrive(self) -> tuple[float, bool]:
         hit = (self._x, self._y) == self._goal
         reward = float(hit and not (self._once and self._paid))
         self._paid = self._paid or hit
-        terminated = hit and self._ends
-        truncated = not terminated and self._time >= self._limit
-        self._running = not (terminated or truncated)
-        after = self._within_reach() if self._running else 0
-        info: dict[str, Any] = {
-            "optimal_action": self.oracle_action(),
-            "regret": float(before - reward - after),
-        }
-        if not self._running:
-            info |= {"success": self._paid, "goal": self._goal}
-        return self._observation(), reward, terminated, truncated, info
+        return reward, hit and self._ends
 
-    def _observation(self) -> NDArray[Any]:
-        vector = self.settings.obs == "vector"
-        return np.array((self._x, self._y), np.float32 if vector else np.int64)
+    def _outcome(self) -> dict[str, Any]:
+        return {"success": self._paid, "goal": self._goal}
+
+    def _shown(self) -> tuple[dict[str, tuple[int, int]], str]:
+        return {"G": self._goal}, f"action order {self._order}"
 
     def _within_reach(self) -> int:
         """The highest return still possible in the present episode."""
@@ -209,20 +164,6 @@ class DarkRoomEnv(gymnasium.Env[NDArray[Any], np.int64]):
     def episode_options(self, i: int) -> dict[str, Any]:
         """Reset options of evaluation episode (or trial) ``i``: the tasks of the split in turn."""
         return self.settings.task(i)
-
-    def render(self) -> Any:
-        """Draw the room in the ``render_mode`` given at construction, ``None`` without one.
-
-        Raises:
-            SeqrlError: before the first ``reset``.
-        """
-        if self.render_mode is None:
-            return None
-        if not self._moves:
-            raise SeqrlError("render() before the first episode", "call reset() first")
-        caption = f"step {self._time} of {self._limit}, action order {self._order}"
-        marks = {"G": self._goal}
-        return grids.render(self.render_mode, self._last + 1, self.position, marks, caption)
 
     @classmethod
     def reference_scores(cls, preset: str = "dpt", **kwargs: Any) -> dict[str, float]:

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from seqrl.envs import grids
 from seqrl.envs.checks import check_bool, check_choice, check_int, known_options, settings_from
-from seqrl.errors import SeqrlError
+from seqrl.envs.walking import WalkingEnv
 
 __all__ = ["DarkKeyDoorEnv", "KeyDoorSettings"]
 
@@ -71,7 +70,7 @@ class KeyDoorSettings:
         return self.key or (kx, ky), self.door or (dx, dy)
 
 
-class DarkKeyDoorEnv(gymnasium.Env[NDArray[Any], np.int64]):
+class DarkKeyDoorEnv(WalkingEnv):
     """Dark Key-to-Door, ``seqrl/DarkKeyDoor-v0``.
 
     Actions as in Dark Room: 0 x + 1, 1 x - 1, 2 y + 1, 3 y - 1, 4 stay. The observation is the
@@ -102,8 +101,6 @@ class DarkKeyDoorEnv(gymnasium.Env[NDArray[Any], np.int64]):
         [(1.0, False), (1.0, True)]
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
-
     def __init__(
         self,
         size: int = 9,
@@ -119,30 +116,13 @@ class DarkKeyDoorEnv(gymnasium.Env[NDArray[Any], np.int64]):
         self.settings = KeyDoorSettings(
             size, horizon, key, door, start, terminate_on_door, split, obs
         )
-        if render_mode is not None:
-            check_choice("render_mode", render_mode, self.metadata["render_modes"])
-        self.render_mode = render_mode
-        self.action_space = spaces.Discrete(5)
-        self.observation_space: spaces.Space[Any]
+        cells: spaces.Space[Any] = spaces.Box(0, size - 1, (2,), np.float32)
         if obs == "discrete":
-            self.observation_space = spaces.MultiDiscrete([size, size])
-        else:
-            self.observation_space = spaces.Box(0, size - 1, (2,), np.float32)
+            cells = spaces.MultiDiscrete([size, size])
+        super().__init__(size, horizon, cells, render_mode)
         self._tasks = grids.split_of(size**4, split)
-        self._x = self._y = self._time = 0
         self._key = self._door = (0, 0)
         self._found = 0  # how many of the two
-        self._running = self._started = False
-
-    @property
-    def max_episode_steps(self) -> int:
-        """Steps after which an episode has ended, whatever the policy does."""
-        return self.settings.horizon
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """The agent's cell."""
-        return self._x, self._y
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -167,46 +147,21 @@ class DarkKeyDoorEnv(gymnasium.Env[NDArray[Any], np.int64]):
         if "door" in given:
             self._door = grids.check_cell("door", given["door"], size)
         fixed = {"center": size // 2, "corner": 0}.get(self.settings.start)
-        self._x, self._y = first if fixed is None else (fixed, fixed)
-        self._time, self._found, self._running, self._started = 0, 0, True, True
-        return self._observation(), {"optimal_action": self.oracle_action()}
+        self._found = 0
+        return self._begin(*(first if fixed is None else (fixed, fixed)))
 
-    def step(
-        self, action: np.int64 | int
-    ) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
-        """Take one action, 0 to 4.
-
-        Raises:
-            SeqrlError: no episode is running, or the action is none of the five.
-        """
-        if not self._running:
-            raise SeqrlError("step() without a running episode", "call reset() first")
-        if action not in (0, 1, 2, 3, 4):
-            raise SeqrlError(f"action={action!r} is not allowed", "actions are 0, 1, 2, 3 and 4")
-        before = self._within_reach()
-        dx, dy = grids.MOVES[int(action)].tolist()
-        last = self.settings.size - 1
-        self._x = min(max(self._x + dx, 0), last)
-        self._y = min(max(self._y + dy, 0), last)
-        self._time += 1
+    def _arrive(self) -> tuple[float, bool]:
         wanted = (self._key, self._door, None)[self._found]
         reward = float(self.position == wanted)
         self._found += int(reward)
-        terminated = bool(reward) and self._found == 2 and self.settings.terminate_on_door
-        truncated = not terminated and self._time >= self.settings.horizon
-        self._running = not (terminated or truncated)
-        after = self._within_reach() if self._running else 0
-        info: dict[str, Any] = {
-            "optimal_action": self.oracle_action(),
-            "regret": float(before - reward - after),
-        }
-        if not self._running:
-            info |= {"success": self._found == 2, "key": self._key, "door": self._door}
-        return self._observation(), reward, terminated, truncated, info
+        return reward, bool(reward) and self._found == 2 and self.settings.terminate_on_door
 
-    def _observation(self) -> NDArray[Any]:
-        vector = self.settings.obs == "vector"
-        return np.array(self.position, np.float32 if vector else np.int64)
+    def _outcome(self) -> dict[str, Any]:
+        return {"success": self._found == 2, "key": self._key, "door": self._door}
+
+    def _shown(self) -> tuple[dict[str, tuple[int, int]], str]:
+        marks = {"D": self._door} if self._found else {"D": self._door, "K": self._key}
+        return dict(marks), f"found {('nothing', 'the key', 'key and door')[self._found]}"
 
     def _within_reach(self) -> int:
         """The highest return still possible in the present episode."""
@@ -228,23 +183,6 @@ class DarkKeyDoorEnv(gymnasium.Env[NDArray[Any], np.int64]):
         """Reset options of evaluation episode (or trial) ``i``: the pairs of the split in turn."""
         key, door = self.settings.pair(int(self._tasks[i % len(self._tasks)]))
         return {"key": key, "door": door}
-
-    def render(self) -> Any:
-        """Draw the room in the ``render_mode`` given at construction, ``None`` without one.
-
-        Raises:
-            SeqrlError: before the first ``reset``.
-        """
-        if self.render_mode is None:
-            return None
-        if not self._started:
-            raise SeqrlError("render() before the first episode", "call reset() first")
-        found = ("nothing", "the key", "key and door")[self._found]
-        caption = f"step {self._time} of {self.settings.horizon}, found {found}"
-        marks = {"D": self._door} if self._found else {"D": self._door, "K": self._key}
-        return grids.render(
-            self.render_mode, self.settings.size, self.position, dict(marks), caption
-        )
 
     @classmethod
     def reference_scores(cls, **kwargs: Any) -> dict[str, float]:
