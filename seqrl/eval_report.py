@@ -102,25 +102,60 @@ def episode_rows(
     return out
 
 
-def target_summary(label: str, episodes: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """The entry of a target in a report: averages and intervals over its episodes."""
+def target_summary(
+    label: str, episodes: list[dict[str, Any]], seed: int, per_trial: int = 1
+) -> dict[str, Any]:
+    """The entry of a target in a report: averages and intervals over its episodes.
+
+    Args:
+        label: of the target.
+        episodes: rows of :func:`episode_rows`.
+        seed: of the resampling.
+        per_trial: episodes of a trial. Those of one trial are of one task and share a memory, so
+            with several of them intervals are over the trials.
+    """
     mine = [e for e in episodes if e["target_label"] == label]
     normed = [e["normalized"] for e in mine]
     wins = [e["success"] for e in mine]
+
+    def spread(name: str) -> dict[str, Any]:
+        values = [e[name] for e in mine]
+        over = {} if per_trial == 1 else _over_trials(values, per_trial, seed)
+        return scores.summary(values, seed) | over
+
     success = None
     if wins[0] is not None:
         rate, n = sum(wins) / len(wins), len(wins)
         ci = list(scores.wilson(sum(wins), n))
         success = {"rate": rate, "n": n, "ci": ci, "ci_kind": f"wilson over {n} episodes"}
+        if per_trial > 1:
+            success |= _over_trials(wins, per_trial, seed)
     return {
         "target": mine[0]["target"],
         "target_label": label,
         "n": len(mine),
-        "return": scores.summary([e["return"] for e in mine], seed),
-        "normalized": None if normed[0] is None else scores.summary(normed, seed),
-        "length": scores.summary([e["length"] for e in mine], seed),
+        "return": spread("return"),
+        "normalized": None if normed[0] is None else spread("normalized"),
+        "length": spread("length"),
         "success": success,
     }
+
+
+def trial_means(values: Sequence[float], per_trial: int) -> np.ndarray:
+    """Mean of every ``per_trial`` values that follow each other.
+
+    >>> trial_means([1, 3, 5, 9], 2).tolist()
+    [2.0, 7.0]
+    """
+    means: np.ndarray = np.asarray(values, dtype=np.float64).reshape(-1, per_trial).mean(axis=1)
+    return means
+
+
+def _over_trials(values: Sequence[float], per_trial: int, seed: int) -> dict[str, Any]:
+    """``ci`` and ``ci_kind`` of a mean whose independent parts are trials."""
+    means = trial_means(values, per_trial)
+    ci = list(scores.bootstrap(means, seed=seed))
+    return {"ci": ci, "ci_kind": f"bootstrap over {len(means)} trials"}
 
 
 def across_seeds(records: Sequence[Mapping[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
@@ -134,9 +169,10 @@ def across_seeds(records: Sequence[Mapping[str, Any]], seed: int = 0) -> list[di
         Per target: ``target_label``, ``seeds``, ``episodes`` of each, and for ``return``,
         ``normalized`` and ``success`` (None where unknown) the mean over seeds, their standard
         deviation (ddof 0), and a 95 % interval that says what it is over: the seeds when there are
-        three or more, else all episodes.
+        three or more, else all episodes (or all trials, where they have several episodes).
     """
     out = []
+    per_trial = int(records[0].get("protocol", {}).get("trial_episodes", 1))
     for label in dict.fromkeys(s["target_label"] for s in records[0]["summary"]):
         mine = [[e for e in r["episodes"] if e["target_label"] == label] for r in records]
         if not all(mine):
@@ -152,7 +188,9 @@ def across_seeds(records: Sequence[Mapping[str, Any]], seed: int = 0) -> list[di
                 row[name] = None
                 continue
             means = np.array([np.mean(g) for g in groups])
-            low, high, kind = scores.interval(groups, seed=seed)
+            parts = [trial_means(g, per_trial) for g in groups]
+            low, high, kind = scores.interval(parts, seed=seed)
+            kind = kind if per_trial == 1 else kind.replace("episodes", "trials")
             row[name] = {
                 "mean": float(means.mean()),
                 "std": float(means.std()),

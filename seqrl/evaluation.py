@@ -167,7 +167,10 @@ def evaluate(
     episodes = episode_rows(records, targets, normaliser)
     return EvalReport(
         episodes=episodes,
-        summary=[target_summary(t.label, episodes, config.seed) for t in targets],
+        summary=[
+            target_summary(t.label, episodes, config.seed, trial_episodes(agent, config))
+            for t in targets
+        ],
         env={
             "id": spec.env_id,
             "kwargs": spec.env_kwargs,

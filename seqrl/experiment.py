@@ -202,9 +202,10 @@ def warm_start(agent: Agent, source: str) -> list[str]:
 def _check_environments(prepared: Prepared) -> None:
     """Make each environment once, so that a run does not fail at its first evaluation."""
     from seqrl.envs.pool import env_factory, make_pool, step_limit
-    from seqrl.rollout import check_spaces
+    from seqrl.evaluation import trial_episodes
+    from seqrl.rollout import check_spaces, check_trials
 
-    tasks = prepared.agent.tasks
+    tasks, settings = prepared.agent.tasks, prepared.config.eval
     for i in evaluable(tasks):
         task = tasks[i]
         try:
@@ -212,7 +213,8 @@ def _check_environments(prepared: Prepared) -> None:
             factory = env_factory(task.env_id or "", task.env_kwargs, keys=keys)
             with make_pool(factory, 1, "sync") as pool:
                 check_spaces(prepared.agent, pool, i)
-                step_limit(pool, prepared.config.eval.max_steps, task)
+                check_trials(settings.episodes, trial_episodes(prepared.agent, settings))
+                step_limit(pool, settings.max_steps, task)
         except SeqrlError as e:
             hint = f"{e.hint}; or train without evaluating: --no-evaluate" if e.hint else None
             raise SeqrlError(e.message, hint=hint or "--no-evaluate trains without it") from e

@@ -175,11 +175,7 @@ def plan_episodes(
     Raises:
         SeqrlError: the episodes are no whole number of trials.
     """
-    if episodes % per_trial:
-        raise SeqrlError(
-            f"{episodes} episodes are no whole number of trials of {per_trial}",
-            hint=f"--episodes {-(-episodes // per_trial) * per_trial}",
-        )
+    check_trials(episodes, per_trial)
     seeds = [derive_seed(seed, stream, i) for i in range(episodes)]
     options = [pool.episode_options(trial) for trial in range(episodes // per_trial)]
     return [
@@ -187,6 +183,15 @@ def plan_episodes(
         for target in targets
         for i in range(episodes)
     ]
+
+
+def check_trials(episodes: int, per_trial: int) -> None:
+    """Raise SeqrlError unless the episodes are a whole number of trials."""
+    if episodes % per_trial:
+        raise SeqrlError(
+            f"{episodes} episodes are no whole number of trials of {per_trial}",
+            hint=f"--episodes {-(-episodes // per_trial) * per_trial}",
+        )
 
 
 def check_spaces(policy: ActingPolicy, pool: EnvPool, task: int = 0) -> None:

@@ -69,22 +69,21 @@ def trial_summary(
     return out
 
 
-def trial_lines(trials: Sequence[Mapping[str, Any]], columns: int = 8) -> list[str]:
-    """The same for people: a line of returns by episode and a line of regrets, a target each."""
+def trial_lines(trials: Sequence[Mapping[str, Any]], columns: int = 6) -> list[str]:
+    """The same for people, a few lines a target: returns by episode, regrets by step."""
     lines = []
     for t in trials:
         name = "" if t["target_label"] == "-" else f" at target {t['target_label']}"
         places = _places(t["episodes"], columns)
         if t["episodes"] > 1:
             cells = [f"{i + 1}: {t['returns'][i]['mean']:.3g}" for i in places]
-            lines.append(
-                f"return by episode of a trial{name}, {t['trials']} trials: {'  '.join(cells)}; "
-                f"largest of a trial {t['best']['mean']:.3g}, its last {t['last']['mean']:.3g}"
-            )
+            lines.append(f"{t['trials']} trials{name}, return by episode: {'  '.join(cells)}")
+            best, last = t["best"]["mean"], t["last"]["mean"]
+            lines.append(f"  largest of a trial {best:.3g}, its last {last:.3g}")
         if (regret := t["regret"]) is not None:
             total = regret["total"]
             ci = f"[{total['ci'][0]:.3g}, {total['ci'][1]:.3g}]"
-            text = f"regret of a trial{name}: {total['mean']:.3g} {ci}"
+            text = f"regret of a trial{name} {total['mean']:.3g} {ci}"
             if regret["steps"]:
                 chosen = _places(len(regret["steps"]), 5)
                 cells = [f"{regret['steps'][k]}: {regret['cumulative'][k]:.3g}" for k in chosen]
@@ -102,6 +101,21 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 """Told apart by colour-blind readers, too; the policy itself is the first."""
 
 
+def figure_class() -> Any:
+    """Matplotlib's figure.
+
+    Raises:
+        SeqrlError: it is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SeqrlError(
+            "plots need matplotlib, which is not installed", hint='pip install "seqrl[plot]"'
+        ) from None
+    return Figure
+
+
 def plot_trials(found: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path:
     """Draw regret by step and return by episode of several policies to a file.
 
@@ -112,13 +126,6 @@ def plot_trials(found: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pa
     Raises:
         SeqrlError: matplotlib is missing, nothing to draw, or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SeqrlError(
-            "plots need matplotlib, which is not installed", hint='pip install "seqrl[plot]"'
-        ) from None
     lines = [
         (name if t["target_label"] == "-" else f"{name}, target {t['target_label']}", t)
         for name, trials in found.items()
@@ -131,8 +138,7 @@ def plot_trials(found: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pa
     panels = {label: rows for label, rows in panels.items() if rows}
     if not panels:
         raise SeqrlError("no trial of several episodes and no regret to draw")
-    figure = Figure(figsize=(6.5 * len(panels), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_class()(figsize=(6.5 * len(panels), 4.5), layout="constrained")
     for axis, (label, rows) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):

@@ -184,8 +184,7 @@ class DPT(Agent):
         if not self.config.train_prior:
             mask[:, 0] = False
         labels = label.unsqueeze(1).expand(batch.size, mask.shape[1], *label.shape[1:])
-        out = action_loss(self.tasks[0].action, self.prefix_predictions(batch), labels, mask)
-        return out
+        return action_loss(self.tasks[0].action, self.prefix_predictions(batch), labels, mask)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return grouped_parameters(self)

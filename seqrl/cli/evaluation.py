@@ -81,6 +81,12 @@ def main(argv: Sequence[str]) -> int:
         return _all_tasks(policy, parsed, options)
     from seqrl.evaluation import format_report
 
+    # What can be wrong with these is said before anything is run.
+    references = _references(policy, parsed)
+    if parsed.get("plot"):
+        from seqrl.trials import figure_class
+
+        figure_class()
     report = api.evaluate(
         policy,
         env=parsed.get("env"),
@@ -90,45 +96,52 @@ def main(argv: Sequence[str]) -> int:
         **options,
     )
     record, lines = report.to_json(), [format_report(report)]
-    others = _against(policy, parsed, options)
+    others = _against(policy, references, parsed, options)
     if others:
         record["against"] = {name: r.to_json() for name, r in others.items()}
         lines += _comparison({report.policy["agent"]: report, **others})
+    _finish(parsed, options, record, lines)
     if parsed.get("plot"):
         from seqrl.trials import plot_trials
 
         shown = {report.policy["agent"]: report, **others}
         file = plot_trials({n: r.trials or [] for n, r in shown.items()}, parsed.get("plot"))
-        lines.append(f"plot {reporting.shown(file)}")
-    _finish(parsed, options, record, lines)
+        output.log(f"plot {reporting.shown(file)}")
     return 0
 
 
-def _against(policy: Any, parsed: Parsed, options: dict[str, Any]) -> dict[str, Any]:
-    """Reports of the reference policies named, on the policy's episodes and trials."""
-    names = parsed.get("against") or ()
-    if not names:
-        return {}
-    from seqrl.evaluation import EvalConfig, trial_episodes
+def _references(policy: Any, parsed: Parsed) -> dict[str, Any]:
+    """The reference policies named, made for the environment that is evaluated."""
     from seqrl.references import make_reference
 
-    own = ("targets", "acting", "decode", "temperature", "video")
-    same = {k: v for k, v in options.items() if k not in own}
-    asked = EvalConfig(**{k: v for k, v in same.items() if k == "trial_episodes"})
-    same["trial_episodes"] = trial_episodes(policy.agent, asked)
     task = policy.agent.tasks[parsed.get("task", 0)]
     env, kwargs = parsed.get("env") or task.env_id, dict(parsed.get("env_kwargs") or {})
     kept = task.env_kwargs if env == task.env_id else {}
     task = dataclasses.replace(task, env_id=env, env_kwargs={**kept, **kwargs})
+    return {name: make_reference(name, task) for name in parsed.get("against") or ()}
+
+
+def _against(
+    policy: Any, references: dict[str, Any], parsed: Parsed, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Reports of the reference policies, on the policy's episodes and trials."""
+    if not references:
+        return {}
+    from seqrl.evaluation import EvalConfig, trial_episodes
+
+    own = ("targets", "acting", "decode", "temperature", "video")
+    same = {k: v for k, v in options.items() if k not in own}
+    asked = EvalConfig(trial_episodes=same.get("trial_episodes"))
+    same["trial_episodes"] = trial_episodes(policy.agent, asked)
     return {
         name: api.evaluate(
-            make_reference(name, task),
+            reference,
             env=parsed.get("env"),
             env_kwargs=parsed.get("env_kwargs"),
             progress=reporting.episode_bar(bool(parsed.get("quiet"))),
             **same,
         )
-        for name in names
+        for name, reference in references.items()
     }
 
 
@@ -152,8 +165,11 @@ def _all_tasks(policy: Any, parsed: Parsed, options: dict[str, Any]) -> int:
     """Every task of a policy of several, and their mean."""
     from seqrl.evaluating import TaskReports
 
+    n = len(policy.agent.tasks)
+    for flag in ("against", "plot"):
+        if parsed.get(flag):
+            raise SeqrlError(f"--{flag} is for one task, the policy has {n}", hint="--task 0")
     if parsed.get("env") or parsed.get("env_kwargs"):
-        n = len(policy.agent.tasks)
         raise SeqrlError(
             f"the policy has {n} tasks: another environment of which?", hint="--task 0"
         )

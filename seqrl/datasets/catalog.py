@@ -83,7 +83,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     ),
     "darkroom-6": CatalogueEntry(
         "incontext:seqrl/DarkRoom-v0?size=6&horizon=36&split=train&histories=500",
-        "small Dark Rooms: transitions of 29 goals, best moves",
+        "small Dark Rooms: transitions of 28 goals, best moves",
         {"dpt": "dpt/darkroom-6"},
     ),
     "darkroom-10": CatalogueEntry(

@@ -13,7 +13,7 @@ import seqrl
 from seqrl.cli.main import main
 from seqrl.envs.pool import env_factory, make_pool, task_of
 from seqrl.errors import SeqrlError
-from seqrl.eval_report import EvalReport, format_report
+from seqrl.eval_report import EvalReport, across_seeds, format_report, target_summary
 from seqrl.evaluation import EvalConfig, evaluate
 from seqrl.references import make_reference
 from seqrl.rollout import EpisodePlan, EpisodeRecord
@@ -148,8 +148,76 @@ def test_the_command_compares_with_references_and_draws(
     ]
 
 
-def test_mistakes_are_named(bandit_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_intervals_are_over_the_trials_not_over_their_episodes() -> None:
+    episodes = [
+        {"target": None, "target_label": "-", "return": v, "normalized": None, "length": 1,
+         "success": v > 1}
+        for v in (0.0, 0.0, 0.0, 4.0, 4.0, 4.0)
+    ]  # fmt: skip
+    alone, trials = (target_summary("-", episodes, 0, per) for per in (1, 3))
+    assert alone["return"]["ci_kind"] == "bootstrap over 6 episodes"
+    assert trials["return"]["ci_kind"] == "bootstrap over 2 trials"
+    assert trials["return"]["mean"] == alone["return"]["mean"] == 2.0
+    # Two independent parts, 0 and 4: the interval is all of it. Six would narrow it.
+    assert trials["return"]["ci"] == [0.0, 4.0]
+    assert alone["return"]["ci"][0] > 0
+    assert trials["success"]["ci"] == [0.0, 1.0]
+    record = {"summary": [trials], "episodes": episodes, "protocol": {"trial_episodes": 3}}
+    (row,) = across_seeds([record, record])
+    assert row["return"]["ci_kind"] == "bootstrap over 4 trials"
+
+
+def test_trials_that_do_not_fit_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(SeqrlError, match="100 episodes are no whole number of trials of 7"):
+        seqrl.train(
+            "ad",
+            "histories:seqrl/DarkRoom-v0?size=3&horizon=4&histories=2&episodes=5",
+            steps=100_000,
+            agent_config={"context": 8, "width": 16, "n_layer": 1, "n_head": 2,
+                          "trial_episodes": 7},
+            out=tmp_path / "run",
+        )  # fmt: skip
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_is_for_one_task_is_refused_for_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = seqrl.train(
+        "lram",
+        ["tmaze-smoke", "random:CartPole-v1?episodes=5"],
+        steps=1,
+        agent_config={"context": 4, "width": 16, "n_layer": 1, "n_head": 1},
+        evaluate=False,
+        loggers=["jsonl"],
+        out=tmp_path / "run",
+    )
+    for words in (["--against", "random"], ["--plot", str(tmp_path / "a.png")]):
+        assert main(["eval", str(run.dir), *words, "--quiet"]) == 2
+        assert f"{words[0]} is for one task, the policy has 2" in capsys.readouterr().err
+
+
+def test_mistakes_are_named_before_anything_is_run(
+    bandit_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set((bandit_run / "eval").iterdir())
     assert main(["eval", str(bandit_run), "--against", "tompson", "--quiet"]) == 2
     assert "thompson" in capsys.readouterr().err
+    assert set((bandit_run / "eval").iterdir()) == before
+
+
+def test_a_plot_that_cannot_be_written_costs_no_record(
+    bandit_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    before = set((bandit_run / "eval").iterdir())
+    words = ["eval", str(bandit_run), "--episodes", "4", "--plot", "/proc/no/plot.png", "--quiet"]
+    assert main(words) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert len(set((bandit_run / "eval").iterdir()) - before) == 1
+
+
+def test_nothing_to_draw_is_said() -> None:
+    pytest.importorskip("matplotlib")
     with pytest.raises(SeqrlError, match="no trial of several"):
         plot_trials({"a": []}, "x.png")
