@@ -427,6 +427,8 @@ def environment_versions(env_id: str) -> str:
     module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
     package = module.partition(":")[0].partition(".")[0]
     names = ["gymnasium", *([package] if package != "gymnasium" else [])]
+    if "minigrid" in module and package != "minigrid":
+        names.append("minigrid")
     if "mujoco" in module or package in ("gymnasium_robotics", "metaworld", "shimmy", "ogbench"):
         names.append("mujoco")
     found = []

@@ -94,9 +94,7 @@ class Trainer:
         check_sets(agent, self.data, self.holdout)
         check_sharing(config, p)
         self.window = agent.config.window()
-        self.sampler = Sampler(
-            self.data, self.window, config.batch_size, config.seed, rank=p.rank, world=p.world
-        )
+        self.sampler = self._sampler(rank=p.rank, world=p.world)
         self.learner = Learner(
             agent,
             config.optim,
@@ -295,10 +293,15 @@ class Trainer:
             hint=f"--lr {short_float(c.optim.lr / 10)}, {precision}seqrl data inspect",
         ) from problem
 
+    def _sampler(self, **share: int) -> Sampler:
+        c = self.config
+        return Sampler(
+            self.data, self.window, c.batch_size, c.seed, best_share=c.best_share, **share
+        )
+
     def _windows_of(self, update: int) -> dict[str, Any]:
         """Which windows the batch of an update held, over all processes."""
-        c = self.config
-        batch = Sampler(self.data, self.window, c.batch_size, c.seed).batch(update)
+        batch = self._sampler().batch(update)
         task = int(batch.task[0])
         rows, data = batch.rows.numpy(), self.data[task]
         episodes = np.searchsorted(data.episode_starts, rows, side="right") - 1

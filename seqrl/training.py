@@ -27,6 +27,9 @@ class TrainConfig:
     """Updates."""
     batch_size: int = 64
     """Windows in the batch of one update, over all processes."""
+    best_share: float | None = None
+    """Draw this share of the windows from the episodes whose return is above the mean: where
+    successes are rare, few batches would else hold one. None draws all alike."""
     seed: int = 0
     """Decides the batches, dropout, the hold-out and the first weights."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -59,6 +62,8 @@ class TrainConfig:
             every = getattr(self, name)
             _require(every is None or every >= 0, name, every, "at least 0, or none")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+        share = self.best_share
+        _require(share is None or 0 < share < 1, "best_share", share, "between 0 and 1, or none")
         _require(0 <= self.holdout < 1, "holdout", self.holdout, "at least 0 and below 1")
         for name, known in (
             ("precision", ("fp32", "bf16", "fp16")),

@@ -52,8 +52,17 @@ class CatalogueEntry:
     """Agent name to the preset that ``seqrl train AGENT --data NAME`` starts from."""
 
 
-_TMAZE_90 = ("dc", "decision_mamba", "decision_s4", "dt", "lram", "lstm", "rate")
+_TMAZE_90 = ("dc", "decision_mamba", "decision_s4", "dt", "frozen", "lram", "lstm", "rate")
 """Agents with a preset for it."""
+
+_MEMORY_TASKS = {
+    "memory-length": ("MemoryLength", "memory length of bsuite"),
+    "repeat-previous": ("RepeatPrevious", "cards of POPGym: the k-th newest"),
+    "repeat-first": ("RepeatFirst", "cards of POPGym: the first"),
+    "autoencode": ("Autoencode", "cards of POPGym: all, backwards"),
+    "count-recall": ("CountRecall", "cards of POPGym: how often a value came"),
+}
+"""Name to environment and description of tasks in three levels."""
 
 CATALOGUE: dict[str, CatalogueEntry] = {
     "tmaze-30": CatalogueEntry(
@@ -102,6 +111,25 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         "Dark Rooms of AD: learning histories, ever less random",
         {"ad": "ad/darkroom-9"},
     ),
+    "key-to-door-1k": CatalogueEntry(
+        "random:seqrl/KeyToDoorEmpty-v0?obs_mode=one_hot&episodes=1000",
+        "Key-to-Door of Decision Transformer, 1 000 random episodes",
+    ),
+    "key-to-door-10k": CatalogueEntry(
+        "random:seqrl/KeyToDoorEmpty-v0?obs_mode=one_hot&episodes=10000",
+        "Key-to-Door of Decision Transformer, 10 000 random episodes",
+    ),
+    "action-retrieval-90": CatalogueEntry(
+        "oracle:seqrl/ActionRetrieval-v0?limit=90&episodes=6000",
+        "associative retrieval of RATE, limit 90, oracle",
+    ),
+    **{
+        f"{name}-{level}": CatalogueEntry(
+            f"oracle:seqrl/{env}-v0?level={level}&episodes=1000", f"{text}, {level}, oracle"
+        )
+        for name, (env, text) in _MEMORY_TASKS.items()
+        for level in ("easy", "medium", "hard")
+    },
     "tmaze-smoke": CatalogueEntry(
         "oracle:seqrl/TMaze-v0?limit=9&episodes=64",
         "T-Maze with limit 9, 64 episodes: for trying things out",
@@ -119,6 +147,8 @@ class LoadOptions:
 
     best: float | None = None
     """Use only the highest-return episodes that together hold this percentage of the steps."""
+    min_return: float | None = None
+    """Use only episodes of at least this return, such as those that succeeded."""
     delayed: bool = False
     """Move all reward of an episode to its last step."""
     episodes: int | None = None
@@ -377,7 +407,22 @@ def apply_options(data: Trajectories, options: LoadOptions) -> Trajectories:
     if options.best is not None:
         data = data.best(options.best)
         data.notes["best"] = options.best
+    if options.min_return is not None:
+        data = _at_least(data, options.min_return)
+        data.notes["min_return"] = options.min_return
     return data
+
+
+def _at_least(data: Trajectories, value: float) -> Trajectories:
+    """The episodes whose return is ``value`` or more."""
+    kept = (data.returns >= value).nonzero()[0]
+    if not len(kept):
+        raise SeqrlError(
+            f"{data.source} has no episode of return {value:g} or more",
+            hint=f"its largest is {data.returns.max():g}",
+        )
+    # As for the best x %, state statistics stay those of all steps.
+    return data.select(kept, keep_stats=True)
 
 
 def _with_env(data: Trajectories, options: LoadOptions) -> Trajectories:

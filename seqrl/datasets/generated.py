@@ -4,7 +4,8 @@ Parameters of the URI: ``episodes`` (default 100), ``seed`` (default 0); every o
 environment. An environment whose class has ``oracle_columns(episodes, seed, **kwargs)`` makes its
 expert's episodes itself, all at once, and may take further arguments that describe the data; of
 others the expert is ``env.unwrapped.oracle_action()``, asked at every step. In the same way
-``behaviour:`` asks the class for ``behaviour_columns``: data of a kind that it says itself.
+``random:`` uses the class's ``random_columns`` where it has them, and ``behaviour:`` asks it for
+``behaviour_columns``: data of a kind that it says itself.
 
 Where episodes are stepped, episode i is reset with a seed derived from (seed, i), so a longer set
 begins with the shorter one. Its reset options are the environment's ``generation_options(i)`` where
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seqrl import envs
 from seqrl import spaces as sp
 from seqrl.datasets import columns as cols
-from seqrl.envs.making import horizon, make_env
+from seqrl.envs.making import horizon, import_package_of, make_env
 from seqrl.errors import SeqrlError
 from seqrl.spec import TaskSpec
 
@@ -34,7 +36,11 @@ if TYPE_CHECKING:
 READ_OPTIONS = ("obs_keys", "clip_actions")
 """Options that change what is generated."""
 
-_MAKERS = {"oracle": "oracle_columns", "behaviour": "behaviour_columns"}
+_MAKERS = {
+    "oracle": "oracle_columns",
+    "random": "random_columns",
+    "behaviour": "behaviour_columns",
+}
 """Scheme of a URI to the method by which an environment's class makes such episodes itself."""
 
 _EPISODES = 100
@@ -45,10 +51,16 @@ _LONGEST = 10_000
 
 
 def source_files(uri: DatasetURI, options: LoadOptions) -> list[Path]:
-    """The environment's module: changing it makes a cached copy stale."""
+    """The environment's code: changing it makes a cached copy stale.
+
+    Of an environment of seqrl that is the whole package: their modules share what they generate by.
+    """
     cls = environment_class(uri.name)
     file = inspect.getsourcefile(cls) if cls is not None else None
-    return [Path(file)] if file else []
+    if file is None:
+        return []
+    own = Path(envs.__file__).parent
+    return sorted(own.glob("*.py")) if Path(file).parent == own else [Path(file)]
 
 
 def read(
@@ -92,8 +104,8 @@ def count_in(name: str, value: Any, low: int) -> int:
 def environment_class(env_id: str) -> Any:
     """The class behind an environment id; None where only making it can tell.
 
-    ``module:Id`` imports the module first. Whatever is wrong with an id is reported when the
-    environment is made.
+    ``module:Id`` imports the module first, and the ids of well-known packages import theirs.
+    Whatever is wrong with an id is reported when the environment is made.
     """
     from gymnasium.envs.registration import load_env_creator, registry
 
@@ -103,9 +115,11 @@ def environment_class(env_id: str) -> Any:
     try:
         if module:
             importlib.import_module(module)
+        elif name not in registry:
+            import_package_of(name)
         entry = registry[name].entry_point
         return load_env_creator(entry) if isinstance(entry, str) else entry
-    except (ImportError, KeyError, AttributeError):
+    except (ImportError, KeyError, AttributeError, SeqrlError):
         return None
 
 

@@ -39,11 +39,14 @@ class Sampler:
         window: what the agent's loss wants.
         batch_size: global batch size B.
         seed: training seed.
+        best_share: draw this share of the windows from the episodes whose return is above the
+            mean, the rest from the others; None draws all alike.
         rank: this process.
         world: number of processes; must divide ``batch_size``.
 
     Raises:
-        SeqrlError: a batch size the processes cannot share, or a missing optional column.
+        SeqrlError: a batch size the processes cannot share, a missing optional column, or
+            ``best_share`` for windows over several episodes.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Sampler:
         seed: int = 0,
         *,
         stream: int = TRAINING,
+        best_share: float | None = None,
         rank: int = 0,
         world: int = 1,
     ):
@@ -63,6 +67,7 @@ class Sampler:
                 hint=f"use a multiple of {world}",
             )
         self.gathers = [gather_for(window)(d, window, task=i) for i, d in enumerate(data)]
+        self.warps = [_warp(d, window, best_share) for d in data]
         self.batch_size = batch_size
         self.seed, self.stream = seed, stream
         share = batch_size // world
@@ -70,8 +75,11 @@ class Sampler:
 
     def batch(self, update: int) -> Batch:
         """This process's rows of the global batch of ``update`` (from 0)."""
-        gather = self.gathers[update % len(self.gathers)]
+        task = update % len(self.gathers)
+        gather, warp = self.gathers[task], self.warps[task]
         u = uniform64(self.seed, self.stream, update, self.batch_size)
+        if warp is not None:
+            u = np.interp(u, *warp)
         return gather(u[self.rows], lambda k: self.more(update, k))
 
     def more(self, update: int, k: int) -> np.ndarray:
@@ -80,6 +88,29 @@ class Sampler:
         n = self.batch_size
         draws = uniform64(self.seed, _FURTHER + self.stream, update, n * k)
         return draws.reshape(n, k)[self.rows]
+
+
+def _warp(
+    data: Trajectories, window: WindowSpec, share: float | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Points of the map from uniform numbers to those by which the better episodes get ``share``.
+
+    A number in [0, 1) picks an episode by its place among all, each as wide as its chance; the map
+    makes the episodes of above-average return wider together and leaves the place inside one alone.
+    """
+    if share is None:
+        return None
+    if window.kind not in ("any_start", "any_end", "episode_start", "episode"):
+        raise SeqrlError(
+            "best_share is for windows inside one episode", hint="drop --best-share for this agent"
+        )
+    better = data.returns > data.returns.mean()
+    if not better.any():  # all alike
+        return None
+    even = data.lengths if window.kind.startswith("any") else np.ones(len(data))
+    wanted = np.where(better, share / even[better].sum(), (1 - share) / even[~better].sum()) * even
+    before, after = (np.concatenate([[0.0], np.cumsum(w) / w.sum()]) for w in (wanted, even))
+    return before, after
 
 
 def ordered_batches(

@@ -37,6 +37,36 @@ ENVIRONMENTS: tuple[EnvironmentRow, ...] = (
         "T-Maze of Ni et al.: the cue must be fetched first",
     ),
     EnvironmentRow(
+        "seqrl/ActionRetrieval-v0",
+        "seqrl.envs.action_retrieval:ActionRetrievalEnv",
+        "associative retrieval of RATE: repeat the action chosen at the start",
+    ),
+    EnvironmentRow(
+        "seqrl/MemoryLength-v0",
+        "seqrl.envs.memory_length:MemoryLengthEnv",
+        "memory length of bsuite: bits shown once, asked for at the end",
+    ),
+    EnvironmentRow(
+        "seqrl/RepeatPrevious-v0",
+        "seqrl.envs.card_tasks:RepeatPreviousEnv",
+        "cards of POPGym: name the suit of the k-th newest card",
+    ),
+    EnvironmentRow(
+        "seqrl/RepeatFirst-v0",
+        "seqrl.envs.card_tasks:RepeatFirstEnv",
+        "cards of POPGym: name the suit of the first card, always",
+    ),
+    EnvironmentRow(
+        "seqrl/Autoencode-v0",
+        "seqrl.envs.card_tasks:AutoencodeEnv",
+        "cards of POPGym: watch them all, name them backwards",
+    ),
+    EnvironmentRow(
+        "seqrl/CountRecall-v0",
+        "seqrl.envs.card_tasks:CountRecallEnv",
+        "cards of POPGym: say how often a value has been dealt",
+    ),
+    EnvironmentRow(
         "seqrl/Bandit-v0",
         "seqrl.envs.bandit:BanditEnv",
         "bandits of DPT: find the best of independent arms",
@@ -60,6 +90,21 @@ ENVIRONMENTS: tuple[EnvironmentRow, ...] = (
         "seqrl/PointReach2D-v0",
         "seqrl.envs.point_reach:PointReachEnv",
         "a point in a square: reach a goal by piecing aimless episodes together",
+    ),
+    EnvironmentRow(
+        "seqrl/KeyToDoor-v0",
+        "seqrl.envs.key_to_door:KeyToDoorEnv",
+        "Key-to-Door: a key in the first room opens a door after a room of apples",
+    ),
+    EnvironmentRow(
+        "seqrl/KeyToDoorEmpty-v0",
+        "seqrl.envs.key_to_door:KeyToDoorEmptyEnv",
+        "Key-to-Door of Decision Transformer: the room between is empty",
+    ),
+    EnvironmentRow(
+        "seqrl/MiniGridMemory-v0",
+        "seqrl.envs.minigrid_memory:MiniGridMemoryEnv",
+        "MiniGrid-Memory in symbols: which object lay in the first room? (extra minigrid)",
     ),
 )
 """Every environment of this package, in the order in which it is listed."""

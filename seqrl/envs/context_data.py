@@ -25,7 +25,14 @@ from seqrl.envs.darkroom import VectorDarkRoom
 from seqrl.envs.rooms import DarkRoomSettings
 from seqrl.errors import SeqrlError
 
-__all__ = ["Annealing", "bandit_histories", "darkroom_histories", "darkroom_transitions"]
+__all__ = [
+    "Annealing",
+    "Pulls",
+    "bandit_histories",
+    "darkroom_histories",
+    "darkroom_transitions",
+    "recorded_pulls",
+]
 
 Columns = dict[str, Any]
 """Column name to array; ``notes`` is a mapping of JSON data."""
@@ -142,6 +149,57 @@ def bandit_histories(
         "episode_order": np.zeros(tasks * histories, np.int64),
         "notes": {"order_matters": behaviour not in _FIXED},
     }
+
+
+@dataclass(frozen=True)
+class Pulls:
+    """What bandits paid, and what a judge knows of them."""
+
+    means: NDArray[np.float64]
+    """``[M, K]``: what the arms pay on average."""
+    features: NDArray[np.float64] | None
+    """``[M, K, d]`` or ``[K, d]`` of linear bandits."""
+    observations: NDArray[np.float32]
+    """``[M, ...]``, the same at every step."""
+    actions: NDArray[np.int64]
+    """``[M, T]``."""
+    rewards: NDArray[np.float32]
+    """``[M, T]``."""
+
+
+def recorded_pulls(
+    vector: type[VectorBandit | VectorLinearBandit],
+    tasks: int,
+    seed: int,
+    behaviour: str = "mixed",
+    **settings: Any,
+) -> Pulls:
+    """Pulls of bandits drawn for judging, at most 10,000 of them.
+
+    Args:
+        vector: kind of bandits.
+        tasks: number of bandits M.
+        seed: 0 or more; other seeds than those of training data give other bandits.
+        behaviour: see :func:`bandit_histories`.
+        **settings: of the environment; its ``horizon`` is T.
+
+    Raises:
+        SeqrlError: unknown behaviour or setting, or too many tasks.
+    """
+    tasks = check_int("tasks", tasks, 1, _CHUNK)
+    env = vector(tasks, **settings)
+    drawn = env.settings.draw(np.random.default_rng((seed, 0, 0)), tasks)
+    values = {"means": drawn.means, "theta": drawn.theta, "arms": drawn.features}
+    options = {k: np.asarray(values[k]) for k in env.settings.option_names()}
+    part = _bandit_part(env, options, (seed, 0, 1), behaviour)
+    shape = (tasks, env.max_episode_steps)
+    return Pulls(
+        means=np.asarray(drawn.means),
+        features=None if drawn.features is None else np.asarray(drawn.features),
+        observations=part["final_observations"],
+        actions=part["actions"].reshape(shape),
+        rewards=part["rewards"].reshape(shape),
+    )
 
 
 def _bandit_part(env: Any, options: dict[str, Any], seed: Any, behaviour: str) -> Columns:

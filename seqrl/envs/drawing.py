@@ -60,6 +60,8 @@ class MazeView:
     """Actions taken so far."""
     limit: int
     """Actions an episode may take."""
+    notes: tuple[str, ...] = ()
+    """Further lines of text."""
 
 
 def _fill(image: Image, top: float, left: float, height: float, width: float, c: Colour) -> None:
@@ -188,6 +190,7 @@ def _render_text(view: MazeView) -> str:
     lines.append(f"#{''.join(rows[-1])}#")
     lines.append(f"step {view.step} of {view.limit}, cell {view.x} of {view.junction}")
     lines.append(f"goal {side[view.goal]}, cue {side[view.cue]}")
+    lines += [note if len(note) <= 64 else note[:61] + "..." for note in view.notes]
     return "\n".join(lines) + "\n"
 
 

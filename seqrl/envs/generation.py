@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["alternating_goals", "episode_steps", "join_files", "last_step_columns"]
+__all__ = [
+    "alternating_goals",
+    "episode_steps",
+    "equal_length_columns",
+    "join_files",
+    "last_step_columns",
+]
 
 Indices = NDArray[np.int64]
 Columns = dict[str, NDArray[Any]]
@@ -63,6 +69,34 @@ def last_step_columns(
         "terminations": end,
         "truncations": np.zeros(len(actions), np.bool_),
         "episode_starts": starts,
+    }
+
+
+def equal_length_columns(
+    observations: NDArray[Any], actions: NDArray[Any], rewards: NDArray[Any]
+) -> Columns:
+    """Make the columns of E episodes of T actions each, all terminated by their last one.
+
+    Args:
+        observations: ``[E, T + 1, ...]``.
+        actions: ``[E, T]``.
+        rewards: ``[E, T]``.
+
+    Returns:
+        ``observations [E * T, ...]``, ``final_observations [E, ...]`` and what
+        :func:`last_step_columns` returns.
+    """
+    count, length = actions.shape
+    end = np.zeros((count, length), np.bool_)
+    end[:, -1] = True
+    return {
+        "observations": observations[:, :-1].reshape(count * length, *observations.shape[2:]),
+        "actions": actions.reshape(-1),
+        "rewards": rewards.reshape(-1).astype(np.float32),
+        "terminations": end.reshape(-1),
+        "truncations": np.zeros(count * length, np.bool_),
+        "final_observations": observations[:, -1].copy(),
+        "episode_starts": np.arange(count + 1, dtype=np.int64) * length,
     }
 
 

@@ -80,7 +80,7 @@ def make_env(
         try:
             return SelectEntries.of(_make(env_id, given), keys)
         except error.UnregisteredEnv:
-            if _import_package_of(env_id):
+            if import_package_of(env_id):
                 return SelectEntries.of(_make(env_id, given), keys)
             raise
     except SeqrlError:
@@ -135,6 +135,7 @@ def horizon(env: Env) -> int | None:
         None if env.spec is None else env.spec.max_episode_steps,
         _wrapper_limit(env),
         getattr(env.unwrapped, "max_episode_steps", None),
+        getattr(env.unwrapped, "max_episode_length", None),  # as popgym calls it
     ]
     return next((int(limit) for limit in limits if limit is not None), None)
 
@@ -147,8 +148,12 @@ def _wrapper_limit(env: Env) -> int | None:
     return None
 
 
-def _import_package_of(env_id: str) -> bool:
-    """Import the package known to register ``env_id``; False when there is none."""
+def import_package_of(env_id: str) -> bool:
+    """Import the package known to register ``env_id``; False when there is none.
+
+    Raises:
+        SeqrlError: it is not installed; the hint is the pip command.
+    """
     package = next((p for p in _PACKAGES if re.match(p.ids, env_id)), None)
     if package is None or ":" in env_id:
         return False

@@ -14,11 +14,13 @@ Built as the official code does it, where paper and code differ:
 | flag | one step before the junction | at the junction, x == L | code |
 | flag in the observation after the last move | - | 1 in evaluation, 0 in the data file | 1 |
 | training data of N segments | union of the limits K .. N K | largest file, N times | both |
+
+``cue_bits``, ``junctions``, ``distractors`` and ``reissue`` are ours: they ask for more memory than
+one bit, for its order, for leaving things out and for replacing what was kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -29,93 +31,68 @@ from numpy.typing import NDArray
 
 from seqrl.envs import drawing, generation
 from seqrl.envs.checks import check_bool, check_choice, check_int, settings_from
-from seqrl.envs.goals import balanced_goal, choose_goal
+from seqrl.envs.goals import balanced_goals, choose_goals
+from seqrl.envs.tmaze_data import Cues, draw_cues, noise_rows, oracle_file, pictures
+from seqrl.envs.tmaze_settings import DOWN, LEFT, RIGHT, UP, TMazeSettings
 from seqrl.errors import SeqrlError
 
 __all__ = ["DOWN", "LEFT", "RIGHT", "UP", "TMazeEnv", "TMazeSettings"]
 
-RIGHT, UP, LEFT, DOWN = 0, 1, 2, 3
-
 # Noise is drawn for this many steps at once: one generator call costs as much as hundreds of draws.
 _NOISE_BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class TMazeSettings:
-    """Checked settings of a :class:`TMazeEnv`."""
-
-    limit: int = 30
-    """Actions an episode may take (T of the paper)."""
-    corridor: int | None = None
-    """Corridor length L: the junction is L steps from the start. Default ``limit - 2``."""
-    noise: bool = True
-    """Whether the fourth channel is redrawn from {-1, 0, 1} at every step; otherwise it is 0."""
-    cue_steps: int = 1
-    """The cue is shown in the first ``cue_steps`` observations; 0 makes a control without cue."""
-    flag: bool = True
-    """Whether the third channel marks the junction; otherwise it is 0."""
-    distractors: int = 0
-    """Further channels of the same kind as the noise channel."""
-    obs: str = "vector"
-    """``"vector"``: float32 ``[4 + distractors]``; ``"pixels"``: the same as a 64 x 64 picture."""
-
-    def __post_init__(self) -> None:
-        def keep(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        keep("limit", check_int("limit", self.limit, 3))
-        if self.corridor is not None:
-            # L + 1 moves reach a goal cell, so a longer corridor could not be solved in time.
-            keep("corridor", check_int("corridor", self.corridor, 1, self.limit - 1))
-        keep("noise", check_bool("noise", self.noise))
-        keep("cue_steps", check_int("cue_steps", self.cue_steps, 0))
-        keep("flag", check_bool("flag", self.flag))
-        keep("obs", check_choice("obs", self.obs, ("vector", "pixels")))
-        most = None if self.obs == "vector" else drawing.MAX_PATCHES - 1
-        keep("distractors", check_int("distractors", self.distractors, 0, most))
-
-    @property
-    def length(self) -> int:
-        """Corridor length L in cells between start and junction."""
-        return self.limit - 2 if self.corridor is None else self.corridor
-
-    @property
-    def width(self) -> int:
-        """Number of channels of the observation vector."""
-        return 4 + self.distractors
-
-    def observation_space(self) -> spaces.Box:
-        """Return the space of the observations."""
-        if self.obs == "pixels":
-            return spaces.Box(0, 255, drawing.OBSERVATION_SHAPE, np.uint8)
-        low = np.full(self.width, -1, np.float32)
-        low[2] = 0  # the flag
-        return spaces.Box(low, np.ones(self.width, np.float32), dtype=np.float32)
 
 
 class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
     """T-Maze with a cue at the start, ``seqrl/TMaze-v0`` (arXiv 2306.09459).
 
     Actions ``Discrete(4)``: 0 right, 1 up, 2 left, 3 down; a move into a wall costs its step.
-    Observations: float32 ``[y, cue, flag, noise, distractors...]``, shape ``[4 + distractors]``,
-    or ``uint8 [64, 64, 3]`` with ``obs="pixels"``. The cell x is not observed.
-    An episode terminates in a goal cell and is truncated, by the environment itself, after
-    ``limit`` actions. The last ``info`` holds ``success`` (bool) and ``goal``; earlier ones are
-    empty. The best return is 1 and needs ``L + 1`` actions, so with the default corridor one step
-    may be wasted and no more.
+    Observations: float32 ``[y, cue, flag, noise, ...]``, or ``uint8 [64, 64, 3]`` with
+    ``obs="pixels"``. The cell x is not observed. An episode terminates in a goal cell and is
+    truncated, by the environment itself, after ``limit`` actions. The last ``info`` holds
+    ``success`` (bool) and ``goal``; earlier ones are empty. The best return is 1 and needs
+    ``L + 1`` actions, so with the default corridor one step may be wasted and no more.
+
+    What the further settings mean exactly:
+
+    - ``cue_bits=b``: the cue is b independent bits, each +1 or -1. At the junction a one-hot query
+      of b channels names one of them, drawn uniformly, and this bit is the goal side. Like the
+      flag, the query is still there in the goal cell.
+    - ``junctions=n``: n corridors of length L, each ending in a junction with its own cue (and
+      query). All n cues are shown together, in the first ``cue_steps`` observations. The right turn
+      leads into the first cell of the next corridor, which looks like any other and cannot be left
+      backwards; a wrong turn terminates with y = its side and return 0. The last right turn pays 1.
+      The best way takes ``n (L + 1)`` actions. ``goal`` is a tuple of n sides, and the last info
+      also counts the right ``turns``.
+    - ``distractors=d``: in d observations of each episode the cue channels hold random signs, and
+      one more channel holds 1, which means that this cue is false. Their times are drawn, without
+      repetition, from those at which the shortest way is in a corridor and no cue is shown.
+    - ``reissue=r``: at r times of the first corridor, after the first cue, drawn without
+      repetition, the whole cue is drawn anew (each bit is flipped with probability 1/2) and shown
+      for one observation, unmarked. The latest one is right, for all junctions.
+
+    False and new cues come by the clock, like the first one: an agent that has wasted steps sees
+    them at the same time in another cell. No junction can be reached before the last reissue. The
+    channels, in order: y, the first bit of the cue, flag, noise, ``noise_channels``, the further
+    bits (those of junction 1 in order, then those of junction 2, ...), queries, mark of false cues.
 
     Args:
-        limit: actions an episode may take, 3 or more.
-        corridor: corridor length L, 1 to ``limit - 1``; default ``limit - 2``.
+        limit: actions an episode may take, ``2 * junctions + 1`` or more.
+        corridor: corridor length L, 1 to ``limit // junctions - 1``; default
+            ``(limit - 1) // junctions - 1``, which is ``limit - 2`` for one junction.
         noise: whether the noise channel is on.
         cue_steps: number of observations that show the cue.
-        flag: whether the junction flag is on.
-        distractors: number of further noise channels (at most 15 with pixels).
-        obs: ``"vector"`` or ``"pixels"``.
+        flag: whether the junction flag is on (it must be with several ``cue_bits``).
+        noise_channels: number of further noise channels.
+        obs: ``"vector"`` or ``"pixels"`` (for at most 16 channels besides y, first bit and flag).
+        cue_bits: bits of a junction's cue.
+        junctions: number of corridors with a junction, 1 to 63.
+        distractors: number of false cues.
+        reissue: how often the cue is issued again (needs ``cue_steps`` of 1 or more).
         render_mode: ``None``, ``"ansi"`` or ``"rgb_array"``; shows the whole maze, goal included.
 
     Raises:
-        SeqrlError: a setting out of its range.
+        SeqrlError: a setting out of its range, or settings that contradict each other or do not
+            fit into the corridor.
 
     Example:
         >>> env = TMazeEnv(limit=9, noise=False)
@@ -137,23 +114,46 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
         noise: bool = True,
         cue_steps: int = 1,
         flag: bool = True,
-        distractors: int = 0,
+        noise_channels: int = 0,
         obs: str = "vector",
+        cue_bits: int = 1,
+        junctions: int = 1,
+        distractors: int = 0,
+        reissue: int = 0,
         render_mode: str | None = None,
     ) -> None:
-        self.settings = TMazeSettings(limit, corridor, noise, cue_steps, flag, distractors, obs)
+        self.settings = TMazeSettings(
+            limit=limit,
+            corridor=corridor,
+            noise=noise,
+            cue_steps=cue_steps,
+            flag=flag,
+            noise_channels=noise_channels,
+            obs=obs,
+            cue_bits=cue_bits,
+            junctions=junctions,
+            distractors=distractors,
+            reissue=reissue,
+        )
         if render_mode is not None:
             check_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self.action_space = spaces.Discrete(4)
         self.observation_space = self.settings.observation_space()
         # Plain attributes: reading them in `step` is cheaper than going through the settings.
-        self._length, self._limit = self.settings.length, self.settings.limit
-        self._cue_steps, self._flag = self.settings.cue_steps, self.settings.flag
-        self._pixels = self.settings.obs == "pixels"
-        self._x = self._y = self._time = self._goal = 0
+        s = self.settings
+        self._length, self._limit, self._junctions = s.length, s.limit, s.junctions
+        self._cue_steps, self._flag, self._pixels = s.cue_steps, s.flag, s.obs == "pixels"
+        self._cue_columns = s.cue_columns
+        self._query_column = s.query_column if s.cue_bits > 1 else None
+        self._draws = s.cue_bits > 1 or s.distractors > 0 or s.reissue > 0
+        self._x = self._y = self._time = self._turns = 0
+        self._goals: tuple[int, ...] = ()
+        self._queries: list[int] = [0] * s.junctions
+        self._cue: NDArray[np.int64] = np.zeros(s.junctions, np.int64)
+        self._events: dict[int, tuple[NDArray[np.int64], bool]] = {}
         self._running = False
-        self._block: NDArray[np.float32] = np.zeros((0, self.settings.width), np.float32)
+        self._block: NDArray[np.float32] = np.zeros((0, s.width), np.float32)
         self._row = 0
 
     @property
@@ -163,8 +163,13 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
 
     @property
     def position(self) -> tuple[int, int]:
-        """The agent's cell (x, y), which observations do not show."""
+        """The agent's cell (x, y) in its present corridor, which observations do not show."""
         return self._x, self._y
+
+    @property
+    def junction(self) -> int:
+        """Number of the junction that is next (or was the last), counted from 0."""
+        return min(self._turns, self._junctions - 1)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -172,18 +177,33 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
         """Start an episode.
 
         Args:
-            seed: seeds goal and noise; ``None`` continues the present stream.
-            options: ``{"goal": 1}`` or ``{"goal": -1}`` fixes the goal side.
+            seed: seeds goals, cues and noise; ``None`` continues the present stream.
+            options: ``{"goal": 1}`` or ``{"goal": -1}`` fixes the goal side; with several junctions
+                ``{"goal": (1, -1, ...)}`` all of them.
 
         Raises:
             SeqrlError: unknown option or goal.
         """
         super().reset(seed=seed)
-        self._goal = choose_goal(self.np_random, options)
-        self._x = self._y = self._time = 0
+        self._goals = choose_goals(self.np_random, options, self._junctions)
+        self._x = self._y = self._time = self._turns = 0
         self._running = True
         self._block, self._row = self._block[:0], 0
+        if self._draws:
+            goals, lengths = np.array([self._goals]), np.array([self._length])
+            self._play(draw_cues(self.np_random, self.settings, goals, lengths))
+        else:
+            self._cue = np.array(self._goals)
         return self._observation(), {}
+
+    def _play(self, cues: Cues) -> None:
+        """Show the cues of an episode (E = 1), whose latest issue must fit the goals."""
+        self._queries = cues.queries[0].tolist()
+        self._cue = cues.issues[0, 0]
+        again = zip(cues.reissued[0].tolist(), cues.issues[0, 1:], strict=True)
+        false = zip(cues.disturbed[0].tolist(), cues.false[0], strict=True)
+        self._events = {time: (cue, False) for time, cue in again}
+        self._events |= {time: (cue, True) for time, cue in false}
 
     def step(
         self, action: np.int64 | int
@@ -203,7 +223,7 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
                 self._x -= 1
         elif action in (UP, DOWN):
             if self._x == self._length:
-                self._y = 1 if action == UP else -1
+                self._turn(1 if action == UP else -1)
         else:
             raise SeqrlError(f"action={action!r} is not allowed", "actions are 0, 1, 2 and 3")
         self._time += 1
@@ -212,9 +232,20 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
         if not (terminated or truncated):
             return self._observation(), 0.0, False, False, {}
         self._running = False
-        success = self._y == self._goal
-        info = {"success": success, "goal": self._goal}
+        success = self._turns == self._junctions
+        info: dict[str, Any] = {"success": success, "goal": self._goals[0]}
+        if self._junctions > 1:
+            info |= {"goal": self._goals, "turns": self._turns}
         return self._observation(), float(success), terminated, truncated, info
+
+    def _turn(self, side: int) -> None:
+        """Leave a junction for the next corridor or, at the end or on a wrong turn, a goal cell."""
+        right = side == self._goals[self._turns]
+        self._turns += right
+        if right and self._turns < self._junctions:
+            self._x = 0
+        else:
+            self._y = side
 
     def _observation(self) -> NDArray[Any]:
         """Return a new observation of the present state and use up one row of noise."""
@@ -225,15 +256,23 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
         if self._y:
             observation[0] = self._y
         if self._time < self._cue_steps:
-            observation[1] = self._goal
-        if self._flag and self._x == self._length:
-            observation[2] = 1
-        return _picture(observation) if self._pixels else observation
+            observation[self._cue_columns] = self._cue
+        elif self._time in self._events:
+            observation[self._cue_columns], false = self._events[self._time]
+            if false:
+                observation[-1] = 1
+        if self._x == self._length:
+            if self._flag:
+                observation[2] = 1
+            if self._query_column is not None:
+                observation[self._query_column + self._queries[self.junction]] = 1
+        picture: NDArray[Any] = pictures(observation[None])[0] if self._pixels else observation
+        return picture
 
     def _draw_block(self) -> None:
         """Fill the noise of the next observations: at most to the end of the episode."""
         rows = min(self._limit + 1 - self._time, _NOISE_BLOCK)
-        self._block = _noise_rows(self.np_random, rows, self.settings)
+        self._block = noise_rows(self.np_random, rows, self.settings)
         self._row = 0
 
     def oracle_action(self) -> int:
@@ -243,15 +282,16 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
         """
         if self._x < self._length:
             return RIGHT
-        return UP if self._goal > 0 else DOWN
+        return UP if self._goals[self.junction] > 0 else DOWN
 
     def episode_options(self, i: int) -> dict[str, Any]:
         """Return the reset options of evaluation episode ``i``: goals alternate, even is up.
 
         An even number of episodes thus has as many goals up as down, which pins the score of an
-        agent that ignores the cue to 0.5 (the paper evaluates 50 up and 50 down).
+        agent that ignores the cue to 0.5 (the paper evaluates 50 up and 50 down). With several
+        junctions all combinations of the first m are gone through in every 2**m episodes.
         """
-        return balanced_goal(i)
+        return balanced_goals(i, self._junctions)
 
     def render(self) -> Any:
         """Draw the maze in the ``render_mode`` given at construction, ``None`` without one.
@@ -261,13 +301,38 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
         """
         if self.render_mode is None:
             return None
-        if self._goal == 0:
+        if not self._goals:
             raise SeqrlError("render() before the first episode", "call reset() first")
-        cue = self._goal if self._time < self._cue_steps else 0
+        cue, false = self._cue, False
+        if self._time >= self._cue_steps:
+            cue, false = self._events.get(self._time, (0 * cue, False))
+        here = self.junction
         view = drawing.MazeView(
-            self._x, self._y, 0, self._length, self._goal, cue, self._time, self._limit
+            x=self._x,
+            y=self._y,
+            start=0,
+            junction=self._length,
+            goal=self._goals[here],
+            # What the sign says of this junction: a false cue is no sign.
+            cue=0 if false else int(cue[here * self.settings.cue_bits + self._queries[here]]),
+            step=self._time,
+            limit=self._limit,
+            notes=self._notes(cue, false),
         )
         return drawing.render(view, self.render_mode)
+
+    def _notes(self, cue: NDArray[np.int64], false: bool) -> tuple[str, ...]:
+        """What a rendering says beyond the plain maze."""
+        notes = []
+        if self._junctions > 1:
+            notes.append(f"junction {self.junction + 1} of {self._junctions}")
+        if self.settings.cue_bits > 1:
+            notes.append(f"asks for bit {self._queries[self.junction]}")
+        if len(cue) > 1 and cue.any():
+            notes.append("bits " + "".join("+" if bit > 0 else "-" for bit in cue))
+        if false:
+            notes.append("a false cue is shown")
+        return tuple(notes)
 
     @classmethod
     def reference_scores(cls, **kwargs: Any) -> dict[str, float]:
@@ -284,7 +349,8 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
             {'random': 0.125, 'oracle': 1.0}
         """
         settings = settings_from(TMazeSettings, kwargs)
-        return {"random": _random_success(settings.length, settings.limit), "oracle": 1.0}
+        random = _random_success(settings.length, settings.limit, settings.junctions)
+        return {"random": random, "oracle": 1.0}
 
     @classmethod
     def data_env_kwargs(
@@ -315,26 +381,29 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
     ) -> dict[str, NDArray[Any]]:
         """Generate episodes of the oracle as flat columns (the training data of RATE).
 
-        An episode equals what stepping ``TMazeEnv(limit=L + 2, corridor=L)`` with
-        :meth:`oracle_action` gives, up to the noise, which comes from one generator per limit:
-        the episodes of one limit do not depend on ``segments``. Goals alternate. Every episode has
-        L + 1 actions.
+        An episode equals what stepping ``TMazeEnv(limit=n (L + 1) + 1, corridor=L, junctions=n)``
+        with :meth:`oracle_action` gives, up to noise and drawn cues, which come from one generator
+        per limit: the episodes of one limit do not depend on ``segments``. The goals are those of
+        :meth:`episode_options`. Every episode has n (L + 1) actions.
 
         Args:
             episodes: episodes per limit (the paper: 2000, half of them per goal).
-            seed: of corridor lengths and noise, 0 or more.
+            seed: of corridor lengths, cues and noise, 0 or more.
             limit: longest episode K; with ``segments`` the smallest limit of the union.
             corridors: ``"uniform"`` draws L from 1 .. ``limit - 2`` (1 .. ``corridor`` when that
-                is given) for each episode, ``"longest"`` takes the largest of these.
+                is given) for each episode, ``"longest"`` takes the largest of these. All corridors
+                of an episode have the same length. With reissues or distractors, lengths without
+                room for all of them are left out.
             segments: number n of limits: ``limit``, ``2 * limit`` .. ``n * limit``.
             mixture: ``"union"`` joins the n files (paper), ``episodes * n`` episodes in all;
                 ``"max_only"`` is the file of the largest limit alone: the official loader opens it
                 n times, and repeats would only leak into a held-out part.
-            wrong_turns: in half of the episodes of each goal turn to the wrong side, return 0.
+            wrong_turns: in half of the episodes of each goal (each combination of goals) turn to
+                the wrong side, return 0; with several junctions at a random one, which is the last.
             **env_kwargs: further settings of the environment.
 
         Returns:
-            ``observations [N, 4 + distractors]`` float32 (``[N, 64, 64, 3]`` uint8 for pixels),
+            ``observations [N, width]`` float32 (``[N, 64, 64, 3]`` uint8 for pixels),
             ``actions [N]`` int64, ``rewards [N]`` float32, ``terminations [N]`` and
             ``truncations [N]`` bool, ``final_observations [E, ...]``, ``episode_starts [E + 1]``.
 
@@ -358,80 +427,30 @@ class TMazeEnv(gymnasium.Env[NDArray[Any], np.int64]):
             rng = np.random.default_rng((seed, settings.limit))
             lengths = np.full(episodes, settings.length, np.int64)
             if corridors == "uniform":
-                lengths = rng.integers(1, settings.length, size=episodes, endpoint=True)
-            files.append(_oracle_file(settings, lengths, rng, wrong_turns))
+                least = settings.shortest
+                lengths = rng.integers(least, settings.length, size=episodes, endpoint=True)
+            files.append(oracle_file(settings, lengths, rng, wrong_turns))
         return generation.join_files(files)
 
 
-def _noise_rows(
-    rng: np.random.Generator, rows: int, settings: TMazeSettings
-) -> NDArray[np.float32]:
-    """Return observation rows ``[rows, C]`` with the noise channels drawn and all others 0."""
-    block = np.zeros((rows, settings.width), np.float32)
-    first = 3 if settings.noise else 4
-    if first < settings.width:
-        shape = (rows, settings.width - first)
-        block[:, first:] = rng.integers(-1, 2, size=shape, dtype=np.int8)
-    return block
-
-
-def _pictures(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Draw observation vectors ``[N, 4 + distractors]`` as pictures ``[N, 64, 64, 3]``."""
-    v = vectors.astype(np.int8)
-    return drawing.observation_images(v[:, 0], v[:, 1], v[:, 2], v[:, 3:])
-
-
-def _picture(vector: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Draw one observation vector."""
-    picture: NDArray[np.uint8] = _pictures(vector[None])[0]
-    return picture
-
-
-def _oracle_file(
-    settings: TMazeSettings, lengths: NDArray[np.int64], rng: np.random.Generator, wrong_turns: bool
-) -> generation.Columns:
-    """Return the columns of one episode per corridor length in ``lengths [E]``."""
-    goals = generation.alternating_goals(len(lengths))
-    turns = goals.copy()
-    if wrong_turns:
-        turns[np.arange(len(turns)) % 4 >= 2] *= -1  # one right, one wrong turn for each goal
-    starts, episode, time = generation.episode_steps(lengths + 1)
-    at_junction = time == lengths[episode]
-    actions = np.full(len(time), RIGHT, np.int64)
-    actions[at_junction] = np.where(turns > 0, UP, DOWN)
-
-    observations = _noise_rows(rng, len(time), settings)
-    observations[:, 1] = np.where(time < settings.cue_steps, goals[episode], 0)
-    observations[:, 2] = at_junction & settings.flag
-    final = _noise_rows(rng, len(lengths), settings)
-    final[:, 0] = turns
-    final[:, 1] = np.where(lengths + 1 < settings.cue_steps, goals, 0)
-    final[:, 2] = settings.flag
-    draw = _pictures if settings.obs == "pixels" else np.asarray
-    return {
-        "observations": draw(observations),
-        **generation.last_step_columns(actions, starts, turns == goals),
-        "final_observations": draw(final),
-    }
-
-
 @lru_cache(maxsize=256)
-def _random_success(length: int, limit: int) -> float:
-    """Return the exact probability that uniformly random play reaches the right goal in time.
+def _random_success(length: int, limit: int, junctions: int) -> float:
+    """Return the exact probability that uniformly random play takes all turns right in time.
 
-    Dynamic programming over the corridor cell: a cell keeps 1/2 of its mass (up and down are
-    walls) and passes 1/4 to each neighbour, walls at both ends return that quarter; the junction
-    passes 1/4 to each goal cell instead, and half of the goal cells reached are right ones.
+    Dynamic programming over the cells of the corridors: a cell keeps 1/2 of its mass (up and down
+    are walls) and passes 1/4 to each neighbour, walls at both ends return that quarter; a junction
+    loses 1/4 to the wrong side instead and passes 1/4 to the next corridor or, at last, the goal.
     """
-    mass = np.zeros(length + 1)
-    mass[0] = 1.0
+    mass = np.zeros((junctions, length + 1))
+    mass[0, 0] = 1.0
     reached = 0.0
     for _ in range(limit):
-        reached += mass[-1] / 2
+        reached += mass[-1, -1] / 4
         moved = mass / 2
-        moved[-1] = mass[-1] / 4
-        moved[0] += mass[0] / 4
-        moved[1:] += mass[:-1] / 4
-        moved[:-1] += mass[1:] / 4
+        moved[:, -1] = mass[:, -1] / 4
+        moved[:, 0] += mass[:, 0] / 4
+        moved[:, 1:] += mass[:, :-1] / 4
+        moved[:, :-1] += mass[:, 1:] / 4
+        moved[1:, 0] += mass[:-1, -1] / 4
         mass = moved
-    return float(reached / 2)
+    return float(reached)

@@ -141,6 +141,13 @@ def test_best_delayed_scaled_and_subset() -> None:
     assert best.num_steps <= 0.5 * data.num_steps
     assert best.notes["best"] == 50
     assert min(best.returns) >= np.sort(data.returns)[-len(best)]
+    level = float(np.median(data.returns))
+    good = load_dataset(data, options=LoadOptions(min_return=level))
+    assert min(good.returns) == min(r for r in data.returns if r >= level)
+    assert len(good) == (data.returns >= level).sum()
+    assert good.stats.obs_mean == data.stats.obs_mean
+    with pytest.raises(SeqrlError, match="no episode of return 1e\\+09 or more"):
+        load_dataset(data, options=LoadOptions(min_return=1e9))
     first = load_dataset(data, options=LoadOptions(episodes=2))
     assert first.lengths.tolist() == [4, 1]
     scaled = load_dataset(data, options=LoadOptions(reward_scale=2, reward_shift=1))

@@ -192,3 +192,51 @@ def test_episode_seeds_differ_by_seed_stream_and_index() -> None:
     seeds = {derive_seed(s, t, i) for s in (0, 1) for t in (0, 1) for i in range(500)}
     assert len(seeds) == 2000
     assert all(0 <= s < 2**31 for s in seeds)
+
+
+@pytest.mark.parametrize("kind", ["any_start", "any_end", "episode_start", "episode"])
+def test_better_episodes_can_be_given_a_share(kind: str) -> None:
+    lengths = [3, 9, 5, 4, 7, 6, 8, 5, 9, 4]
+    wins = {2, 6}
+    data = Trajectories.from_episodes(
+        [
+            {
+                "observations": np.full((n + 1, 1), i, np.float32),
+                "actions": np.zeros((n, 1), np.float32),
+                "rewards": np.array([0.0] * (n - 1) + [float(i in wins)]),
+                "terminated": True,
+            }
+            for i, n in enumerate(lengths)
+        ]
+    )
+    window = WindowSpec(kind, None if kind == "episode" else 4)
+    sampler = Sampler([data], window, 50, seed=1, best_share=0.4)
+    drawn = np.concatenate(
+        [sampler.batch(u).observations[:, 0, 0].numpy().astype(int) for u in range(200)]
+    )
+    better = np.isin(drawn, list(wins))
+    assert better.mean() == pytest.approx(0.4, abs=0.03)
+    # Inside either group, chances are what they are without: by steps, or all alike.
+    size = np.array(lengths) if kind.startswith("any") else np.ones(10)
+    for group, is_mine in ((sorted(wins), better), (sorted(set(range(10)) - wins), ~better)):
+        counts = np.bincount(drawn[is_mine], minlength=10)[group] / is_mine.sum()
+        assert counts == pytest.approx(size[group] / size[group].sum(), abs=0.04)
+
+
+def test_a_share_changes_nothing_where_all_returns_are_alike_and_is_refused_elsewhere() -> None:
+    flat = Trajectories.from_episodes(
+        [
+            {
+                "observations": np.arange(6, dtype=np.float32)[:, None],
+                "actions": np.zeros((5, 1), np.float32),
+                "rewards": np.ones(5),
+                "terminated": True,
+            }
+        ]
+        * 4
+    )
+    window = WindowSpec("any_start", 3)
+    plain, shared = (Sampler([flat], window, 16, best_share=s).batch(3) for s in (None, 0.5))
+    assert torch.equal(plain.observations, shared.observations)
+    with pytest.raises(SeqrlError, match="inside one episode"):
+        Sampler([flat], WindowSpec("history", 3), 16, best_share=0.5)

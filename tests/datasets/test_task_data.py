@@ -74,6 +74,16 @@ def test_the_order_of_adaptive_behaviour_is_marked() -> None:
     assert matters("histories:seqrl/DarkRoom-v0?tasks=3&histories=2&episodes=2")
 
 
+@pytest.mark.parametrize("behaviour", ["mixed", "uniform"])
+def test_the_noise_does_not_choose_who_plays(behaviour: str) -> None:
+    """One release takes its mixture of players from the value of the noise."""
+    uri = f"incontext:seqrl/Bandit-v0?tasks=30&horizon=20&behaviour={behaviour}"
+    one, *others = (load(f"{uri}&sigma={sigma}") for sigma in (0.3, 0.05, 0.01))
+    for other in others:
+        assert np.array_equal(one.actions, other.actions)
+        assert one.notes == other.notes
+
+
 @pytest.mark.parametrize("extra", ["", "&preset=permuted", "&size=7&start=random"])
 def test_transitions_of_rooms_are_those_of_the_environment(extra: str) -> None:
     data = load(f"incontext:seqrl/DarkRoom-v0?split=train&histories=2&steps=30{extra}")

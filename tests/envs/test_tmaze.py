@@ -153,8 +153,8 @@ def test_cue_is_shown_in_the_first_cue_steps_observations_wherever_one_is(cue_st
         np.testing.assert_array_equal(played["obs"][:, 1], expected)
 
 
-def test_noise_and_distractors_are_uniform_on_three_values_uncorrelated_or_off() -> None:
-    env = TMazeEnv(limit=6000, distractors=2)
+def test_noise_and_noise_channels_are_uniform_on_three_values_uncorrelated_or_off() -> None:
+    env = TMazeEnv(limit=6000, noise_channels=2)
     noise = play(env, [LEFT] * 6000, seed=3)["obs"][:, 3:]
     assert noise.shape == (6001, 3)
     assert set(np.unique(noise)) == {-1, 0, 1}
@@ -333,7 +333,7 @@ def assert_equals_stepping(episode: dict[str, np.ndarray], env: Any, i: int, wid
         {"noise": False},
         {"noise": False, "cue_steps": 4, "flag": False, "corridor": 4},
         {"noise": False, "obs": "pixels"},
-        {"noise": True, "distractors": 2},
+        {"noise": True, "noise_channels": 2},
     ],
 )
 def test_generated_episodes_are_those_of_the_stepped_oracle(kwargs: dict[str, Any]) -> None:
@@ -459,8 +459,8 @@ DATA = partial(TMazeEnv.oracle_columns, episodes=4, seed=0)
         (TMazeEnv, {"cue_steps": -1}, "cue_steps=-1", ">= 0"),
         (TMazeEnv, {"noise": "yes"}, "noise='yes'", "true or false"),
         (TMazeEnv, {"flag": 2}, "flag=2", "true or false"),
-        (TMazeEnv, {"distractors": -1}, "distractors=-1", ">= 0"),
-        (TMazeEnv, {"distractors": 16, "obs": "pixels"}, "distractors=16", "from 0 to 15"),
+        (TMazeEnv, {"noise_channels": -1}, "noise_channels=-1", ">= 0"),
+        (TMazeEnv, {"noise_channels": 16, "obs": "pixels"}, "noise_channels=16", "from 0 to 15"),
         (TMazeEnv, {"obs": "pixel"}, "obs='pixel'", "did you mean 'pixels'"),
         (TMazeEnv, {"render_mode": "human"}, "render_mode='human'", "'ansi'"),
         (TMazePassiveEnv, {"corridor": 0}, "corridor=0", ">= 1"),

@@ -77,6 +77,8 @@ def test_a_missing_package_names_the_extra_to_install(monkeypatch, raised, messa
 )
 def test_well_known_packages_are_named_by_their_ids(env_id, install, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    # As in a process that has not imported the package yet.
+    monkeypatch.delitem(gymnasium.registry, env_id, raising=False)
     with pytest.raises(SeqrlError) as e:
         make_env(env_id)
     assert e.value.hint == f"pip install {install}"
