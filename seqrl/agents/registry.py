@@ -94,6 +94,14 @@ ROWS: tuple[AgentRow, ...] = (
         0.73,
     ),
     AgentRow(
+        "frozen",
+        "seqrl.agents.frozen:Frozen",
+        "Frozen random history, trained head; after HELM, Paischer et al. 2022",
+        ("continuous", "discrete"),
+        ("stream",),
+        0.10,
+    ),
+    AgentRow(
         "lram",
         "seqrl.agents.lram:LRAM",
         "Large Recurrent Action Model (xLSTM), Schmied et al. 2025",
