@@ -175,6 +175,10 @@ class DPT(Agent):
             self.model(torch.cat([query.unsqueeze(1), self._transitions(batch)[:, :-1]], 1))
         )
 
+    def given(self, contexts: Batch) -> GivenContext:
+        """This agent as a policy that is shown ``contexts``, one a trial, and adds nothing."""
+        return GivenContext(self, contexts)
+
     def loss(self, batch: Batch) -> LossOut:
         last = batch.mask.sum(1) - 1
         rows = torch.arange(batch.size, device=last.device)

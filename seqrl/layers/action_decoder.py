@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seqrl.datasets.bins import LevelBins, decode_levels, encode_levels
 from seqrl.layers.embeddings import ActionEmbedding, observation_embedding
@@ -111,7 +112,7 @@ class Prefix(NamedTuple):
     """What was read so far: keys and values of every block, and how many bins were given."""
 
     seen: Tensor
-    """``[N, L]`` bool, history tokens that are real."""
+    """``[N, L + A - 1]`` bool, tokens that are real: some of the history, and all bins to come."""
     keys: list[Tensor]
     given: int
 
@@ -136,6 +137,10 @@ class BinValues(nn.Module):
     """
 
     legal: Tensor
+    order: Tensor
+    """``[L + A - 1, L + A - 1]`` bool, what each token sees if all of the history is real."""
+    first_bin: Tensor
+    """``[A - 1]`` int64, where a dimension's bins begin in the table."""
 
     def __init__(
         self,
@@ -176,7 +181,14 @@ class BinValues(nn.Module):
             BinHead(width, self.bins, logit, dueling, head_std) for _ in range(each)
         )
         legal = torch.arange(self.bins) < torch.tensor(sizes).unsqueeze(1)
-        self.register_buffer("legal", legal, persistent=False)
+        self.ragged = min(sizes) < self.bins
+        length = len(self.place)
+        every = torch.arange(length + self.dims - 1)
+        order = (every < length) | (every <= every.unsqueeze(1))
+        first = torch.arange(self.dims - 1) * self.bins
+        # Not in the state dict: they follow from the sizes.
+        for name, table in (("legal", legal), ("order", order), ("first_bin", first)):
+            self.register_buffer(name, table, persistent=False)
 
     def token(self, kind: str, x: Tensor) -> Tensor:
         """Vectors ``[..., D]`` of one kind of history token: observations as network input, bins
@@ -203,27 +215,22 @@ class BinValues(nn.Module):
             steps, real = history
             m, length = len(self.kinds), len(self.place)
             parts = [steps.flatten(1, 2)[:, :length] + self.place]  # (N, L, D)
-            seen, past, given = real.repeat_interleave(m, 1)[:, :length], None, 0
+            seen = real if m == 1 else real.repeat_interleave(m, 1)[:, :length]
+            seen, past, given = F.pad(seen, (0, self.dims - 1), value=True), None, 0
         if bins.shape[1]:
             parts.append(self._action_tokens(bins, given))
-        x = torch.cat(parts, 1)
+        x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         total, read = given + bins.shape[1], bins.shape[1] + int(fresh)
-        y, keys = self.stack.over(x, self._mask(seen, total, x.shape[1]), past, read)
+        end = len(self.place) + total
+        sees = self.order[end - x.shape[1] : end, :end] & seen[:, :end].unsqueeze(1)  # (N, M, end)
+        y, keys = self.stack.over(x, sees.unsqueeze(1), past, read)
         first = given if fresh else given + 1
         return self._values(y, first), Prefix(seen, keys, total)
 
     def _action_tokens(self, bins: Tensor, given: int) -> Tensor:
         assert self.bin_table is not None
-        dims = torch.arange(given, given + bins.shape[1], device=bins.device)
-        return self.bin_table(bins + dims * self.bins) + self.dim_place[dims]
-
-    def _mask(self, seen: Tensor, given: int, new: int) -> Tensor:
-        """``[N, 1, M, L + given]``: what each of the last ``new`` tokens sees."""
-        n, length = seen.shape
-        every = torch.arange(length + given, device=seen.device)
-        causal = (every < length) | (every <= every[-new:].unsqueeze(1))
-        real = torch.cat([seen, seen.new_ones(n, given)], 1)
-        return (causal & real.unsqueeze(1)).unsqueeze(1)
+        dims = slice(given, given + bins.shape[1])
+        return self.bin_table(bins + self.first_bin[dims]) + self.dim_place[dims]
 
     def _values(self, hidden: Tensor, first: int) -> Tensor:
         """Hidden states ``[N, Q, D]`` of dimensions from ``first`` on to ``[N, H, Q, B]``."""
@@ -237,7 +244,8 @@ class BinValues(nn.Module):
                 own = [self.heads[h * self.dims + first + i] for i in range(q)]
                 parts = [head(hidden[:, i : i + 1], legal[i : i + 1]) for i, head in enumerate(own)]
                 logits.append(torch.cat(parts, 1))
-        return torch.stack(logits, 1).float().sigmoid()
+        joint = torch.stack(logits, 1) if len(logits) > 1 else logits[0].unsqueeze(1)
+        return joint.float().sigmoid()
 
     def greedy(self, history: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The best bin of each dimension in turn, given those before it.
@@ -253,7 +261,9 @@ class BinValues(nn.Module):
         for i in range(self.dims):
             if i:
                 values, prefix = self.read(prefix, chosen[-1])
-            mean = values[:, :, -1].mean(1).masked_fill(~self.legal[i], float("-inf"))
+            mean = values[:, 0, -1] if self.value_heads == 1 else values[:, :, -1].mean(1)
+            if self.ragged:
+                mean = mean.masked_fill(~self.legal[i], float("-inf"))
             seen.append(mean)
             chosen.append(mean.argmax(-1, keepdim=True))
         return torch.cat(chosen, 1), torch.stack(seen, 1)

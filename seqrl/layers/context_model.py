@@ -76,6 +76,11 @@ class ContextModel(nn.Module):
             self.table = nn.Parameter(0.02 * torch.randn(length, width))
         self.dropout = nn.Dropout(dropout)
         if attention == "relu":
+            if n_head != 1:  # the theory's code takes a number of heads and ignores it
+                raise SeqrlError(
+                    f"ReLU attention has one head of full width, not {n_head}",
+                    hint="--agent.n-head 1",
+                )
             if any(name != "attention" for name in mixer) or positions == "relative":
                 raise SeqrlError(
                     "ReLU attention stands alone, without other mixers or relative positions",

@@ -48,6 +48,28 @@ def test_the_published_size() -> None:
     assert agent.model.table.shape == (501, 32), "H + 1 places"
 
 
+def test_no_weights_that_nothing_reads() -> None:
+    """No table of words, and a place for each token there can be."""
+    agent = dpt(constant_data(), context=500, width=32, n_layer=4)
+    d, s, n = 32, 5, 3
+    token, places = (2 * s + n + 1) * d + d, (500 + 1) * d
+    head = 2 * d + d * n + n
+    assert sum(p.numel() for p in agent.parameters()) == token + places + 50_816 + head
+
+
+@torch.no_grad()
+def test_as_many_heads_as_asked_for() -> None:
+    """And heads they are: with the same weights four see what one does not."""
+    data = tiny_data("discrete")
+    one, four = dpt(data, n_head=1), dpt(data, n_head=4)
+    for a, b in zip(one.parameters(), four.parameters(), strict=True):
+        assert torch.equal(a, b)
+    batch = contexts(one, data)
+    a, b = one.prefix_predictions(batch), four.prefix_predictions(batch)
+    torch.testing.assert_close(a[:, 0], b[:, 0], rtol=1e-4, atol=1e-5)  # a token alone
+    assert bool(((a - b).abs().amax(-1) > 1e-5)[:, 1:][batch.mask[:, 1:]].all())
+
+
 @torch.no_grad()
 def test_the_token_is_one_linear_layer_on_state_action_next_state_reward() -> None:
     data = tiny_data("discrete")
@@ -246,6 +268,13 @@ def test_relu_attention_against_its_formula() -> None:
     h = block.norm1(x + y)
     expected = block.norm2(h + block.down(torch.relu(block.up(h))))
     torch.testing.assert_close(stack(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_relu_attention_has_one_head() -> None:
+    data = constant_data()
+    dpt(data, attention="relu", n_head=1)
+    with pytest.raises(SeqrlError, match="one head of full width, not 2"):
+        dpt(data, attention="relu", n_head=2)
 
 
 @torch.no_grad()

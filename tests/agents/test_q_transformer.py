@@ -329,6 +329,12 @@ def test_defect_the_lower_bound_is_the_return_of_the_very_step() -> None:
     found = read_transitions(batch, 1, 1)
     returns = torch.tensor([0 + 0.5 * (1 + 1.5), 1 + 1.5, 3.0, 2 + 2.0, 4.0])
     assert torch.allclose(agent._logged(batch, found), returns / agent.span)
+    wide = agent_on(data, gamma=0.5, context=2, n_step=2)  # windows that reach past the step
+    several = every_step(data, wide)
+    seen = read_transitions(several, 2, wide.config.reach)
+    at = several.rows[seen.row] + seen.step
+    assert sorted(at.tolist()) == [0, 1, 2, 3, 4]
+    assert torch.allclose(wide._logged(several, seen), returns[at] / wide.span)
     with torch.no_grad():
         for p in agent.target.parameters():
             p.zero_()  # all values 1/2
@@ -645,6 +651,13 @@ def test_bins_start_at_the_mean_return() -> None:
         assert metric(agent, batch, name) == pytest.approx(start, rel=1e-4)
     wide = build(QTransformer, data, head_init=0.0, dueling=True, head_per_dimension=True)
     assert metric(wide, batch, "q_max") == pytest.approx(start, rel=1e-4)
+
+
+def test_a_checkpoint_holds_weights_alone() -> None:
+    """Tables that follow from the sizes are made anew: an older checkpoint stays complete."""
+    agent = build(QTransformer, tiny_data("continuous"))
+    names = set(agent.net.state_dict())
+    assert names == {name for name, _ in agent.net.named_parameters()}
 
 
 @torch.no_grad()
