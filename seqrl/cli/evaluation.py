@@ -13,6 +13,7 @@ from seqrl.cli import output, reporting
 from seqrl.cli.flags import Flag, FlagSet, Parsed, Positional
 from seqrl.cli.settings import eval_flags, output_flags
 from seqrl.errors import SeqrlError
+from seqrl.units import parse_count
 
 _RUN = Positional("RUN", "run folder, checkpoint, or anything inside a run")
 
@@ -42,12 +43,33 @@ def _flags() -> FlagSet:
         "plot", str, "Draw return by episode and regret by step.", metavar="FILE.png",
         group="output",
     )  # fmt: skip
+    sizes = Flag(
+        "context-sizes", str, "Bandits, offline: the arm it names from so many recorded pulls.",
+        metavar="N,…", parse=_sizes, group="evaluation",
+    )  # fmt: skip
+    contexts = Flag(
+        "contexts", str, "Offline: show it recorded transitions of each episode's task.",
+        metavar="URI", group="evaluation",
+    )  # fmt: skip
     out = Flag("out", str, "Also write the record to this file.", metavar="FILE", group="output")
     return FlagSet(
         "eval",
-        [*eval_flags(group="evaluation"), against, *policy_flags(), plot, out, *output_flags()],
+        [
+            *eval_flags(group="evaluation"),
+            against,
+            sizes,
+            contexts,
+            *policy_flags(),
+            plot,
+            out,
+            *output_flags(),
+        ],
         [_RUN],
     )
+
+
+def _sizes(text: str) -> list[int]:
+    return [parse_count(t) for t in text.split(",") if t.strip()]
 
 
 def help_for(argv: Sequence[str]) -> str:
@@ -64,6 +86,7 @@ def help_for(argv: Sequence[str]) -> str:
             "seqrl eval runs/DATA/AGENT/RUN --checkpoint best --json",
             "seqrl eval runs/DATA/AGENT/RUN --env-kwargs limit=90 --video videos",
             "seqrl eval runs/bandit-50/dpt/RUN --against thompson ucb emp --plot regret.png",
+            "seqrl eval runs/bandit-50/dpt/RUN --context-sizes 1,5,10,25,50 --against lcb emp",
             "seqrl eval runs/DATA/ad/RUN --trial-episodes 40 --episodes 200 --plot trial.png",
             "seqrl eval runs/DATA/AGENT/RUN --targets p90,2:3600 (task 2 alone: 3600)",
         ],
@@ -79,6 +102,8 @@ def main(argv: Sequence[str]) -> int:
     policy = load(parsed)
     if len(policy.agent.tasks) > 1 and "task" not in parsed:
         return _all_tasks(policy, parsed, options)
+    if "context_sizes" in parsed or "contexts" in parsed:
+        return _offline(policy, parsed, options)
     from seqrl.evaluation import format_report
 
     # What can be wrong with these is said before anything is run.
@@ -107,6 +132,49 @@ def main(argv: Sequence[str]) -> int:
         shown = {report.policy["agent"]: report, **others}
         file = plot_trials({n: r.trials or [] for n, r in shown.items()}, parsed.get("plot"))
         output.log(f"plot {reporting.shown(file)}")
+    return 0
+
+
+def _offline(policy: Any, parsed: Parsed, options: dict[str, Any]) -> int:
+    """What the policy makes of recorded contexts, without learning from what it does."""
+    from seqrl import offline_contexts as offline
+    from seqrl.evaluation import EvalConfig, format_report
+    from seqrl.presets.settings import build
+
+    agent, task = policy.agent, policy.agent.tasks[parsed.get("task", 0)]
+    if not hasattr(agent, "prefix_predictions"):
+        raise SeqrlError(f"'{agent.name}' takes no recorded contexts", hint="agent dpt does")
+    if "context_sizes" in parsed and "contexts" in parsed:
+        raise SeqrlError("--context-sizes and --contexts are both given", hint="keep one of them")
+    config = build(EvalConfig, options, "evaluate")
+    if "contexts" in parsed:
+        if parsed.get("against"):
+            raise SeqrlError("--against does not go with --contexts", hint="the oracle is shown")
+        report, groups = offline.with_contexts(agent, parsed.get("contexts"), config)
+        record, lines = {**report.to_json(), "contexts": groups}, [format_report(report)]
+        for name, g in groups.items():
+            if g["episodes"]:
+                r = g["return"]
+                ci = f"[{r['ci'][0]:.4g}, {r['ci'][1]:.4g}]"
+                lines.append(
+                    f"reward {name} in the context: {g['episodes']} episodes, "
+                    f"return {r['mean']:.4g} {ci}, oracle {g['oracle']:.4g}"
+                )
+        _finish(parsed, options, record, lines)
+        return 0
+    spec = dataclasses.replace(
+        task, env_kwargs={**task.env_kwargs, **(parsed.get("env_kwargs") or {})}
+    )
+    names = parsed.get("against") or ()
+    choosers = offline.reference_choosers_named(names, spec, config.seed)
+    choosers = {agent.name: offline.agent_chooser(agent), **choosers}
+    sizes = parsed.get("context_sizes")
+    found = offline.suboptimality(spec, choosers, sizes, config.episodes, config.seed)
+    record = {"suboptimality": found, "tasks": config.episodes, "seed": config.seed}
+    shown = [n["size"] for n in found[agent.name]]
+    rows = [[name, *(f"{r['mean']:.3f}" for r in rows)] for name, rows in found.items()]
+    title = f"suboptimality over {config.episodes} bandits from n recorded pulls"
+    _finish(parsed, options, record, [title, output.table(["policy", *map(str, shown)], rows)])
     return 0
 
 
