@@ -1,4 +1,4 @@
-"""``seqrl list``: agents, mixers, environments, datasets, presets, runs, one table each."""
+"""``seqrl list``: agents, mixers, environments, datasets, presets, suites, runs, one table each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def help_for(argv: Sequence[str]) -> str:
     return output.help_text(
         _flags(),
         "What exists: agents, sequence mixers, environments, datasets (built in, and in the local "
-        "Minari store), presets, and the runs under a folder.",
+        "Minari store), presets, benchmark suites, and the runs under a folder.",
         examples=["seqrl list agents", "seqrl list presets --json", "seqrl list runs runs/hopper"],
     )
 
@@ -162,6 +162,16 @@ def presets() -> Rows:
     ]
 
 
+def suites() -> Rows:
+    """Benchmark suites."""
+    from seqrl.bench import suite as store
+
+    return [
+        {"name": s.name, "rows": len(s.rows), "entrants": len(s.entrants()), "what": s.title}
+        for s in map(store.load, store.names())
+    ]
+
+
 def runs(folder: str) -> Rows:
     """Run folders under ``folder``, oldest first."""
     from seqrl.runfolder import RunFolder
@@ -212,6 +222,7 @@ TABLES: dict[str, Callable[..., Rows]] = {
     "envs": envs,
     "datasets": datasets,
     "presets": presets,
+    "suites": suites,
     "runs": runs,
 }
 
@@ -221,5 +232,6 @@ _FOOTNOTES = {
     "envs": "Any Gymnasium environment works by its id, those of other packages as module:EnvId.",
     "datasets": "Other sources: minari:ID d4rl:FILE.hdf5 npz:FILE.npz cache:FOLDER oracle:ENV?k=v "
     "random:ENV?k=v",
+    "suites": "Run one:  seqrl bench NAME [--dry-run]",
     "presets": "Use one:  seqrl train --preset NAME [--data URI]",
 }

@@ -35,7 +35,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "list",
         "seqrl.cli.listing",
-        "list [agents|envs|datasets|presets|runs]",
+        "list [agents|envs|datasets|suites|…]",
         "what exists, one table each",
     ),
     Command("info", "seqrl.cli.info", "info", "versions, device, threads, paths"),
@@ -58,6 +58,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "export", "seqrl.cli.export", "export RUN FILE.pt2", "a trained policy for torch alone"
     ),
+    Command("bench", "seqrl.cli.bench", "bench SUITE [options]", "run a benchmark, resumable"),
+    Command("report", "seqrl.cli.report", "report DIR…", "tables and pictures of results"),
     Command(
         "config",
         "seqrl.cli.config",

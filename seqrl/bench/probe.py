@@ -1,0 +1,118 @@
+"""What a cell will cost, from a few timed updates and a few timed environment steps."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seqrl.bench.cells import Cell
+from seqrl.training import Callback
+
+if TYPE_CHECKING:
+    from seqrl.experiment import ExperimentConfig, Prepared
+    from seqrl.trainer import Trainer
+
+_WARM, _TIMED, _PATIENCE = 2, 8, 20.0
+_STEPS = 20
+"""Environment steps of the timed rollout."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of one core."""
+
+    update: float
+    """Of one update."""
+    training: float
+    measuring: float
+
+    @property
+    def total(self) -> float:
+        """Of the whole cell."""
+        return self.training + self.measuring
+
+
+def seconds_per_update(config: ExperimentConfig, ready: Prepared | None = None) -> float:
+    """Median wall-clock seconds of one update, data included, after two to warm up.
+
+    The weights that come of it are thrown away.
+    """
+    import dataclasses
+
+    from seqrl.experiment import prepare
+    from seqrl.trainer import Trainer
+
+    ready = ready or prepare(dataclasses.replace(config, evaluate=False))
+    watch = _Stopwatch()
+    # Rows, checkpoints and evaluations are not part of an update; nothing is written.
+    train = dataclasses.replace(config.train, steps=_WARM + _TIMED, eval_every=0, save_every=0)
+    train = dataclasses.replace(train, log_every=_WARM + _TIMED)
+    trainer = Trainer(ready.agent, ready.training, config=train, loggers=(), callbacks=[watch])
+    with contextlib.suppress(_Patience):
+        trainer.fit()
+    return float(np.median(np.diff(watch.times)[_WARM - 1 :]))
+
+
+class _Patience(Exception):
+    """Enough updates were timed."""
+
+
+class _Stopwatch(Callback):
+    """Notes when updates end."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step(self, trainer: Trainer, step: int) -> None:
+        """After every update."""
+        self.times.append(time.perf_counter())
+        if self.times[-1] - self.times[0] > _PATIENCE and step > _WARM + 1:
+            raise _Patience
+
+
+def estimate(cell: Cell) -> Estimate:
+    """What an unfinished cell will cost, training from the beginning."""
+    import dataclasses
+
+    from seqrl.experiment import ExperimentConfig, prepare
+
+    plan = cell.plan
+    if plan["kind"] == "speed":
+        limit = float(plan["limits"].get("seconds", 60))
+        return Estimate(0.0, 0.0, limit * len(plan["batches"]))
+    if plan["settings"] is None:
+        return Estimate(0.0, 0.0, 0.0)
+    config = ExperimentConfig.from_json(plan["settings"])
+    ready = prepare(dataclasses.replace(config, evaluate=False))
+    measuring = _measuring(plan, ready)
+    update = seconds_per_update(config, ready)
+    training = plan["seconds"] or update * config.train.steps
+    return Estimate(update, training, measuring)
+
+
+def _measuring(plan: Mapping[str, Any], ready: Prepared) -> float:
+    """Seconds of all measures: those of a few steps, times the steps there will be at most."""
+    from seqrl import api
+
+    total, per_step = 0.0, None
+    for m in plan["measures"]:
+        options = {k: v for k, v in m["options"].items() if k != "checkpoint"}
+        episodes = int(options.get("episodes") or ready.config.eval.episodes)
+        targets = len(options.get("targets") or ready.config.eval.targets or (0,) * 3)
+        side = min(16, episodes)
+        if per_step is None:
+            few = {**options, "episodes": side, "max_steps": _STEPS, "targets": ["max"]}
+            few.pop("trial_episodes", None)
+            few["trial_episodes"] = 1 if ready.agent.memory == "trial" else None
+            begin = time.perf_counter()
+            api.evaluate(ready.agent, **few, normaliser="none")
+            per_step = (time.perf_counter() - begin) / _STEPS
+        length = m["x"] or ready.agent.tasks[0].max_episode_steps
+        length = length or ready.agent.stats[0].max_episode_length
+        total += per_step * length * -(-episodes * targets // 16)
+    return total
