@@ -12,8 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "seqrl"
 
 FLOORS = {
-    7: ("cli", "api", "__main__"),
-    6: ("experiment", "evaluating", "collect", "finetune", "doctor", "export"),
+    7: ("cli", "api", "bench", "report", "__main__"),
+    6: (
+        *("experiment", "evaluating", "offline_contexts", "collect", "finetune", "doctor"),
+        "export",
+    ),
     5: ("trainer", "learner", "training", "optim", "loggers", "progress", "distributed"),
     4: (
         *("rollout", "evaluation", "eval_report", "acting", "targets", "trials", "policy", "video"),
