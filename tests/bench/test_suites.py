@@ -19,6 +19,10 @@ def test_shipped_suites_resolve(name: str, tmp_path: Path) -> None:
     shipped = suite.load(name)
     found = cells.plan_cells(shipped, cells.Choice(), tmp_path)
     assert shipped.name == name
+    assert (
+        shipped.published is None
+        or (suite.FOLDER.parent / "published" / shipped.published).exists()
+    )
     assert len(found) >= len(shipped.rows)
     for row in shipped.rows:
         for e in row.entrants:
