@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -122,13 +122,28 @@ def _seconds(record: dict[str, Any]) -> float | None:
 def _scores(record: dict[str, Any], score: str, most: int = 6) -> str:
     """The scores of a record in the order of its measures."""
     parts = []
+    several = several_targets(record["results"])
     for r in record["results"]:
         value = score_of(r, score)
         if value is not None:
-            name = f"{r['x']}" if r.get("x") is not None else r["label"]
-            parts.append(f"{name}: {value:.3g}")
-    text = "  ".join(parts[:most])
+            parts.append(f"{column(r, several)}: {value:.3g}")
+    text = "  ".join(parts[:most]).removeprefix("score: ")
     return f"{score} {text}{' …' if len(parts) > most else ''}" if parts else "done"
+
+
+def several_targets(results: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether results differ in what they were asked for."""
+    return len({r.get("target_label") for r in results} - {None, "-"}) > 1
+
+
+def column(result: Mapping[str, Any], several: bool) -> str:
+    """What a result is called in its row; targets are told apart where there are ``several``."""
+    words = [result["group"]] if result.get("group") else []
+    if result.get("x") is not None:
+        words.append(str(result["x"]))
+    if several and result.get("target_label") not in (None, "-"):
+        words.append(f"target {result['target_label']}")
+    return " ".join(words) or "score"
 
 
 def score_of(result: dict[str, Any], score: str) -> float | None:

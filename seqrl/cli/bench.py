@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +165,7 @@ def _run(suite: Suite, cells: list[Cell], parsed: Parsed, out: Path) -> int:
 
 def summary(suite: Suite, cells: Sequence[Cell]) -> str:
     """A table for every row: the mean score of each entrant, with its seeds."""
-    from seqrl.bench.runner import score_of
+    from seqrl.bench.runner import column, score_of, several_targets
     from seqrl.runfolder import read_json
 
     parts = []
@@ -176,15 +176,15 @@ def summary(suite: Suite, cells: Sequence[Cell]) -> str:
         score = mine[0].row.score
         records = [read_json(c.record_file, "delete it") for c in mine]
         results = [r for rec in records for r in rec["results"]]
-        several = len({r.get("target_label") for r in results} - {None, "-"}) > 1
-        columns = list(dict.fromkeys(_column(r, several) for r in results))
+        several = several_targets(results)
+        columns = list(dict.fromkeys(column(r, several) for r in results))
         shown = columns if len(columns) <= 8 else [*columns[:7], columns[-1]]
         rows = []
         for entrant in dict.fromkeys(r["entrant"] for r in records):
             own = [r for r in records if r["entrant"] == entrant and r["status"] == "done"]
             cells_text = []
-            for column in shown:
-                same = [x for r in own for x in r["results"] if _column(x, several) == column]
+            for name in shown:
+                same = [x for r in own for x in r["results"] if column(x, several) == name]
                 found = [score_of(x, score) for x in same]
                 values = [v for v in found if v is not None]
                 cells_text.append(f"{sum(values) / len(values):.3g}" if values else "-")
@@ -197,16 +197,6 @@ def summary(suite: Suite, cells: Sequence[Cell]) -> str:
 def suite_rows(cells: Sequence[Cell]) -> list[str]:
     """Names of the rows that cells are of, in order."""
     return list(dict.fromkeys(c.plan["row"] for c in cells))
-
-
-def _column(result: Mapping[str, Any], several: bool) -> str:
-    """The name of a result's column; targets are told apart where there are ``several``."""
-    words = [result["group"]] if result.get("group") else []
-    if result.get("x") is not None:
-        words.append(str(result["x"]))
-    if several and result.get("target_label") not in (None, "-"):
-        words.append(f"target {result['target_label']}")
-    return " ".join(words) or "score"
 
 
 # --- planning ----------------------------------------------------------------------------------

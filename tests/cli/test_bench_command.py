@@ -83,3 +83,18 @@ def test_mistakes(cli: Cli, words: list[str], message: str) -> None:
 def test_suites_are_listed(cli: Cli) -> None:
     listed = json.loads(cli("list", "suites", "--json").out)["suites"]
     assert {"smoke", "tmaze", "locomotion", "speed"} <= {s["name"] for s in listed}
+
+
+@pytest.mark.slow
+def test_smoke_suite_runs_and_is_reported(cli: Cli) -> None:
+    """Every kind of row, measure and agent that the other suites use, in one command."""
+    done = cli("bench", "smoke", "--jobs", "2", "--out", "out")
+    assert done.code == 0, done.err
+    assert "[14/14]" in done.err
+    assert "best: " in done.err, "progress names measures as the table does"
+    for title in ("T-Maze", "Repeat previous", "Bandits, ten pulls", "Acting latency"):
+        assert f"{title}: mean " in done.out
+    assert cli("report", "out").code == 0
+    page = next(Path("out").rglob("*.html")).read_text()
+    for title in ("Key-to-Door, best checkpoint", "CartPole from random", "Pendulum from random"):
+        assert title in page
