@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,12 @@ class Estimate:
         return self.training + self.measuring
 
 
-def seconds_per_update(config: ExperimentConfig, ready: Prepared | None = None) -> float:
-    """Median wall-clock seconds of one update, data included, after two to warm up.
+def seconds_per_update(
+    config: ExperimentConfig,
+    ready: Prepared | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Median seconds of one update by ``clock``, data included, after two to warm up.
 
     The weights that come of it are thrown away.
     """
@@ -48,7 +52,7 @@ def seconds_per_update(config: ExperimentConfig, ready: Prepared | None = None) 
     from seqrl.trainer import Trainer
 
     ready = ready or prepare(dataclasses.replace(config, evaluate=False))
-    watch = _Stopwatch()
+    watch = _Stopwatch(clock)
     # Rows, checkpoints and evaluations are not part of an update; nothing is written.
     train = dataclasses.replace(config.train, steps=_WARM + _TIMED, eval_every=0, save_every=0)
     train = dataclasses.replace(train, log_every=_WARM + _TIMED)
@@ -65,12 +69,13 @@ class _Patience(Exception):
 class _Stopwatch(Callback):
     """Notes when updates end."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.times: list[float] = []
 
     def on_step(self, trainer: Trainer, step: int) -> None:
         """After every update."""
-        self.times.append(time.perf_counter())
+        self.times.append(self.clock())
         if self.times[-1] - self.times[0] > _PATIENCE and step > _WARM + 1:
             raise _Patience
 
@@ -89,13 +94,16 @@ def estimate(cell: Cell) -> Estimate:
         return Estimate(0.0, 0.0, 0.0)
     config = ExperimentConfig.from_json(plan["settings"])
     ready = prepare(dataclasses.replace(config, evaluate=False))
-    measuring = _measuring(plan, ready)
-    update = seconds_per_update(config, ready)
+    # The time of cores rather than of the clock on the wall: what else runs here does not count.
+    # A GPU's work is in neither; there, waiting for it is what takes the time.
+    clock = time.process_time if ready.agent.device.type == "cpu" else time.perf_counter
+    measuring = _measuring(plan, ready, clock)
+    update = seconds_per_update(config, ready, clock)
     training = plan["seconds"] or update * config.train.steps
     return Estimate(update, training, measuring)
 
 
-def _measuring(plan: Mapping[str, Any], ready: Prepared) -> float:
+def _measuring(plan: Mapping[str, Any], ready: Prepared, clock: Callable[[], float]) -> float:
     """Seconds of all measures: those of a few steps, times the steps there will be at most."""
     from seqrl import api
 
@@ -109,9 +117,9 @@ def _measuring(plan: Mapping[str, Any], ready: Prepared) -> float:
             few = {**options, "episodes": side, "max_steps": _STEPS, "targets": ["max"]}
             few.pop("trial_episodes", None)
             few["trial_episodes"] = 1 if ready.agent.memory == "trial" else None
-            begin = time.perf_counter()
+            begin = clock()
             api.evaluate(ready.agent, **few, normaliser="none")
-            per_step = (time.perf_counter() - begin) / _STEPS
+            per_step = (clock() - begin) / _STEPS
         length = m["x"] or ready.agent.tasks[0].max_episode_steps
         length = length or ready.agent.stats[0].max_episode_length
         total += per_step * length * -(-episodes * targets // 16)
