@@ -15,6 +15,9 @@ settings that follow the number of updates: ``{"train.optim.warmup_steps": 0.1}`
 In the same way an entrant's ``from_context`` follows the ``context`` of a row, the steps that its
 agents are to look back in training, rounded up.
 
+``{"suite": "tmaze", "name": "tmaze-90"}`` is a row of another shipped suite, with what that suite
+says of all its rows; a record of it counts in both.
+
 A measure may be for some entrants ``only``; ``contexts`` and ``context_sizes`` make it one of
 recorded contexts (``bench/offline.py``).
 
@@ -44,7 +47,7 @@ _SUITE = ("name", "title", "description", "source", "seeds", "rows", "data_templ
 _SHARED = ("score", "chance", "solved", "settings", "from_steps", "entrants", "measures", "cpus")
 _ROW = (
     *("name", "title", "data", "kind", "axis", "lengths", "long", "batches", "limits"),
-    *("seeds", "context"),
+    *("seeds", "context", "suite"),
 )
 _ENTRANT = (
     *("agent", "preset", "reference", "seeds", "from_steps", "from_context", "cpus", "gpus"),
@@ -149,6 +152,10 @@ def load(name: str) -> Suite:
             hint = did_you_mean(name, names(), f"suites: {' '.join(names())}, or a FILE.json")
             raise SeqrlError(f"no suite '{name}'", hint=hint)
         path = FOLDER / f"{name}.json"
+    return parse(_read(path), path.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as e:
@@ -157,7 +164,7 @@ def load(name: str) -> Suite:
         raise SeqrlError(f"suite file {path} is not JSON: {e}") from None
     if not isinstance(content, dict):
         raise SeqrlError(f"suite file {path} holds no JSON object")
-    return parse(content, path.name)
+    return content
 
 
 def parse(content: Mapping[str, Any], where: str = "suite") -> Suite:
@@ -168,7 +175,10 @@ def parse(content: Mapping[str, Any], where: str = "suite") -> Suite:
     """
     _check(content, (*_SUITE, *_SHARED), where)
     _require(content, ("name", "title", "description", "rows"), where)
-    rows = [_row(content, r, f"{where}, row '{r.get('name')}'") for r in content["rows"]]
+    rows = []
+    for r in content["rows"]:
+        place = f"{where}, row '{r.get('name')}'"
+        rows.append(_row(*_origin(content, r, place), place))
     if not rows:
         raise SeqrlError(f"{where} has no rows")
     if len({r.name for r in rows}) < len(rows):
@@ -183,6 +193,25 @@ def parse(content: Mapping[str, Any], where: str = "suite") -> Suite:
         published=content.get("published"),
         data_template=bool(content.get("data_template", False)),
     )
+
+
+def _origin(
+    suite: Mapping[str, Any], row: Mapping[str, Any], where: str
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A row and the suite that it is of: this one, or the shipped one that it names."""
+    if "suite" not in row:
+        return suite, row
+    _check(row, ("suite", "name"), where)
+    if row["suite"] not in names():
+        hint = did_you_mean(row["suite"], names(), f"suites: {' '.join(names())}")
+        raise SeqrlError(f"{where}: no suite '{row['suite']}'", hint=hint)
+    other = _read(FOLDER / f"{row['suite']}.json")
+    there = {r["name"]: r for r in other["rows"] if "suite" not in r}
+    if row.get("name") not in there:
+        raise SeqrlError(
+            f"{where}: suite '{row['suite']}' has none", hint=f"rows: {' '.join(there)}"
+        )
+    return other, {"seeds": other.get("seeds", "0-2"), **there[row["name"]]}
 
 
 def _row(suite: Mapping[str, Any], row: Mapping[str, Any], where: str) -> Row:

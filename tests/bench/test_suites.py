@@ -155,3 +155,26 @@ def test_null_takes_an_entrant_out_of_a_row() -> None:
     content["rows"][1]["entrants"] = {"lstm": None}
     parsed = suite.parse(content)
     assert [e.name for e in parsed.rows[1].entrants] == ["bc", "random"]
+
+
+def test_rows_of_other_suites(tmp_path: Path) -> None:
+    """A row taken over has the cells, settings and keys that it has at home."""
+    content = tiny(rows=[*TINY["rows"], {"suite": "tmaze", "name": "tmaze-90"}])
+    mine = {c.id: c.plan for c in planned(tmp_path, content) if c.plan["row"] == "tmaze-90"}
+    home = cells.plan_cells(suite.load("tmaze"), cells.Choice(rows=("tmaze-90",)), tmp_path)
+    assert {i: p["key"] for i, p in mine.items()} == {c.id: c.plan["key"] for c in home}
+    assert {p["seed"] for p in mine.values()} == {0, 1, 2}, "the seeds of the suite it is of"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"suite": "tmase", "name": "tmaze-90"}, "no suite 'tmase'"),
+        ({"suite": "tmaze", "name": "tmaze-91"}, "suite 'tmaze' has none"),
+        ({"suite": "tmaze", "name": "tmaze-90", "seeds": "0"}, "unknown key 'seeds'"),
+        ({"suite": "memory", "name": "tmaze-90"}, "suite 'memory' has none"),
+    ],
+)
+def test_rows_of_other_suites_refused(row: dict[str, str], said: str) -> None:
+    with pytest.raises(SeqrlError, match=said):
+        suite.parse(tiny(rows=[row]))
