@@ -10,7 +10,7 @@ from seqrl.report.blocks import Block, Bullets, Code, Folded, Pictures, Table, T
 from seqrl.report.content import Report
 from seqrl.report.figures import SCORE_NAMES
 from seqrl.report.format import NOTHING, estimate_text, score_text
-from seqrl.report.records import SPEED
+from seqrl.report.records import SPEED, Result
 from seqrl.report.scores import RowScores
 from seqrl.report.statistics import over_seeds
 
@@ -66,29 +66,44 @@ def trials(report: Report) -> list[Block]:
     """Regret and returns by episode of policies that learn within a trial."""
     blocks: list[Block] = []
     for row in report.trained_rows:
-        rows = []
-        for e in row.entrants:
-            found = drawings.trial_results(row, e)
-            if not found:
-                continue
-            mine = [r.trials or {} for r in found]
-            cells = [e, str(len(mine)), str(mine[0]["trials"]), str(mine[0]["episodes"])]
-            for key in ("total", "best", "last"):
-                values = [t[key].mean for t in mine if t[key] is not None]
-                measure = "regret" if key == "total" else "return"
-                cells.append(estimate_text(over_seeds(values) if values else None, measure))
-            rows.append(cells)
-        if rows:
-            heads = ("entrant", "seeds", "trials", "episodes", "regret of a trial",
-                     "largest return of a trial", "its last return")  # fmt: skip
-            caption = (
-                f"{report.row_name(row.info.key)}: means over seeds [95% CI]. The largest return "
-                "of a trial grows with the number of attempts by luck alone."
-            )
-            blocks.append(Table(heads, rows, caption, "tn", entrants=0))
+        found = {(e, *k): r for e in row.entrants for k, r in row.trials(e).items()}
+        if found:
+            blocks.append(_trials_table(report, row, found))
             if pictures := drawings.trial_pictures(report, row):
                 blocks.append(Pictures(pictures))
     return blocks
+
+
+def _trials_table(
+    report: Report, row: RowScores, found: dict[tuple[str, str, str], list[Result]]
+) -> Table:
+    """A line for every measure and target; the columns that say something here."""
+    trials = {key: [r.trials or {} for r in results] for key, results in found.items()}
+    several = any(t["episodes"] > 1 for mine in trials.values() for t in mine)
+    keys = {"total": "regret of a trial", "best": "largest return of a trial"}
+    keys["last"] = "its last return" if several else "its return"
+    if not several:
+        del keys["best"]
+    keys = {k: text for k, text in keys.items()
+            if any(t[k] is not None for mine in trials.values() for t in mine)}  # fmt: skip
+    asked = len({target for _, _, target in found} - {"-"}) > 1
+    measured = len({measure for _, measure, _ in found}) > 1
+    heads = ["entrant", *(["measure"] if measured else []), *(["target"] if asked else [])]
+    shape = "t" * len(heads) + "n"
+    heads += ["seeds", "trials", "episodes", *keys.values()]
+    rows = []
+    for (entrant, measure, target), mine in trials.items():
+        cells = [entrant, *([measure] if measured else []), *([target] if asked else [])]
+        cells += [str(len(mine)), str(mine[0]["trials"]), str(mine[0]["episodes"])]
+        for key in keys:
+            values = [t[key].mean for t in mine if t[key] is not None]
+            score = "regret" if key == "total" else "return"
+            cells.append(estimate_text(over_seeds(values) if values else None, score))
+        rows.append(cells)
+    caption = f"{report.row_name(row.info.key)}: means over seeds [95% CI]."
+    if several:
+        caption += " The largest return of a trial grows with the number of attempts by luck alone."
+    return Table(tuple(heads), rows, caption, shape, entrants=0)
 
 
 # --- speed -------------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ def _length_pictures(
     where = file_name(info.key.suite, info.key.row, group)
     of = f" ({group})" if group and group not in str(info.axis) else ""
     title = f"{name}: {figures.SCORE_NAMES.get(info.score, info.score)} against {info.axis}{of}"
-    alt = f"{title}, mean over seeds with intervals and the line of chance."
+    line = " and the line of chance" if info.chance is not None else ""
+    alt = f"{title}, mean over seeds with intervals{line}."
     asked = [e for e in row.entrants if any(row.values(e, c) for c in columns)]
     out = [
         Picture(f"score-{where}{part}", f"{title}{words}", f"{alt} {_best_words(row, columns)}",

@@ -160,6 +160,18 @@ class RowScores:
                  for r in by_target.values())  # fmt: skip
         return sorted({n for n in found if n is not None})
 
+    def trials(self, entrant: str) -> dict[tuple[str, str], list[Result]]:
+        """Results with trials by measure and target, one of each run."""
+        out: dict[tuple[str, str], list[Result]] = {}
+        for (e, column), runs in self.results.items():
+            if e != entrant:
+                continue
+            for by_target in runs.values():
+                for target, r in by_target.items():
+                    if r.trials is not None:
+                        out.setdefault((column.name, target), []).append(r)
+        return out
+
     def targets(self, entrant: str) -> list[str]:
         """Target labels of an entrant, as asked."""
         found = [t for (e, _), runs in self.results.items() if e == entrant
