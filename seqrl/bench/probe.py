@@ -104,23 +104,37 @@ def estimate(cell: Cell) -> Estimate:
 
 
 def _measuring(plan: Mapping[str, Any], ready: Prepared, clock: Callable[[], float]) -> float:
-    """Seconds of all measures: those of a few steps, times the steps there will be at most."""
+    """Seconds of all evaluations: those of a few steps, times the steps there will be at most."""
+    task, config = ready.agent.tasks[0], ready.config
+    longest = task.max_episode_steps or ready.agent.stats[0].max_episode_length
+    usual = len(config.eval.targets or (0,) * 3)
+    steps = 0
+    for m in plan["measures"]:
+        episodes = int(m["options"].get("episodes") or config.eval.episodes)
+        targets = len(m["options"].get("targets") or config.eval.targets or (0,) * 3)
+        steps += (m["x"] or longest) * _blocks(episodes * targets)
+    if config.evaluate:
+        often = sum(config.train.due("eval", k + 1) for k in range(config.train.steps))
+        steps += longest * often * _blocks(config.eval_episodes * usual)
+        steps += longest * _blocks(config.eval.episodes * usual)
+    return steps * _seconds_per_step(plan["measures"][0]["options"], ready, clock)
+
+
+def _blocks(episodes: int) -> int:
+    """Rounds of 16 environments."""
+    return -(-episodes // 16)
+
+
+def _seconds_per_step(
+    options: Mapping[str, Any], ready: Prepared, clock: Callable[[], float]
+) -> float:
+    """Of 16 environments at once."""
     from seqrl import api
 
-    total, per_step = 0.0, None
-    for m in plan["measures"]:
-        options = {k: v for k, v in m["options"].items() if k != "checkpoint"}
-        episodes = int(options.get("episodes") or ready.config.eval.episodes)
-        targets = len(options.get("targets") or ready.config.eval.targets or (0,) * 3)
-        side = min(16, episodes)
-        if per_step is None:
-            few = {**options, "episodes": side, "max_steps": _STEPS, "targets": ["max"]}
-            few.pop("trial_episodes", None)
-            few["trial_episodes"] = 1 if ready.agent.memory == "trial" else None
-            begin = clock()
-            api.evaluate(ready.agent, **few, normaliser="none")
-            per_step = (clock() - begin) / _STEPS
-        length = m["x"] or ready.agent.tasks[0].max_episode_steps
-        length = length or ready.agent.stats[0].max_episode_length
-        total += per_step * length * -(-episodes * targets // 16)
-    return total
+    left = ("checkpoint", "trial_episodes", "contexts", "context_sizes")
+    few = {k: v for k, v in options.items() if k not in left}
+    few |= {"episodes": 16, "max_steps": _STEPS, "targets": ["max"], "normaliser": "none"}
+    few["trial_episodes"] = 1 if ready.agent.memory == "trial" else None
+    begin = clock()
+    api.evaluate(ready.agent, **few)
+    return (clock() - begin) / _STEPS
