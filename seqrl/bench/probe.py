@@ -97,15 +97,17 @@ def estimate(cell: Cell) -> Estimate:
     # The time of cores rather than of the clock on the wall: what else runs here does not count.
     # A GPU's work is in neither; there, waiting for it is what takes the time.
     clock = time.process_time if ready.agent.device.type == "cpu" else time.perf_counter
-    measuring = _measuring(plan, ready, clock)
+    measuring = _measuring(plan, config, ready, clock)
     update = seconds_per_update(config, ready, clock)
     training = plan["seconds"] or update * config.train.steps
     return Estimate(update, training, measuring)
 
 
-def _measuring(plan: Mapping[str, Any], ready: Prepared, clock: Callable[[], float]) -> float:
+def _measuring(
+    plan: Mapping[str, Any], config: ExperimentConfig, ready: Prepared, clock: Callable[[], float]
+) -> float:
     """Seconds of all evaluations: those of a few steps, times the steps there will be at most."""
-    task, config = ready.agent.tasks[0], ready.config
+    task = ready.agent.tasks[0]
     longest = task.max_episode_steps or ready.agent.stats[0].max_episode_length
     usual = len(config.eval.targets or (0,) * 3)
     steps = 0

@@ -206,3 +206,20 @@ def test_local_and_ray_give_the_same(tmp_path: Path) -> None:
     from tests.bench import ray_case
 
     ray_case.compare(tmp_path)
+
+
+def test_the_estimate_counts_evaluations_during_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seqrl.bench import probe
+
+    monkeypatch.setattr(probe, "_seconds_per_step", lambda *_: 1.0)
+    changes = {
+        "settings": {"evaluate": True, "eval_episodes": 20, "train": {"eval_every": 4}},
+        "entrants": {"lstm": {"eval": {"targets": ["1"], "episodes": 40}}},
+    }
+    quiet = next(c for c in planned(tmp_path) if c.id == "maze/lstm_s0")
+    busy = next(c for c in planned(tmp_path, tiny(**changes)) if c.id == "maze/lstm_s0")
+    assert probe.estimate(quiet).measuring == 9 + 12 + 20, "one round of 16 at each length"
+    # Twice in eight updates 20 episodes are two rounds, in the end 40 are three; 9 steps at most.
+    assert probe.estimate(busy).measuring == 9 + 12 + 20 + 9 * (2 * 2 + 3)

@@ -16,7 +16,7 @@ from seqrl.report import content, published, sections, tables, text, write
 from seqrl.report import page as html
 from seqrl.report.blocks import Page, Section, Table, Text
 from tests.report.conftest import Written
-from tests.report.results import memory_row, record, walker_row
+from tests.report.results import line, memory_row, record, spread, walker_row
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -356,3 +356,34 @@ def test_the_best_checkpoint_may_be_the_first_measure(tmp_path: Path) -> None:
     assert dt.last != dt.best
     here = [p.published.entrant for p in published.pairs("credit", report.rows) if p.measured]
     assert set(here) == {"dt", "bc", "bc of successes", "random"}
+
+
+def test_trials_stand_by_measure_and_target(tmp_path: Path) -> None:
+    """Last and largest return of every target, not of the last-listed one alone."""
+
+    def attempts(largest: float, last: float) -> dict[str, object]:
+        return {"target_label": "-", "trials": 10, "episodes": 4, "returns": [spread(1.0)] * 4,
+                "best": spread(largest), "last": spread(last), "regret": None}  # fmt: skip
+
+    lines = [
+        line("return", 5.0, group=group, target=target, trials=attempts(target * k, target * k / 2))
+        for group, k in (("greedy", 1.0), ("drawn", 3.0))
+        for target in (10.0, 20.0)
+    ]
+    for seed in range(2):
+        record(tmp_path, "pole", "at", seed, lines)
+    section = text_of(tmp_path).partition("## Learning within a trial")[2].partition("## ")[0]
+    assert "| entrant | measure | target | seeds | trials | episodes | largest return" in section
+    assert "regret of a trial" not in section, "nobody measured one"
+    found = {tuple(r.split(" | ")[1:3]): r for r in section.splitlines() if r.startswith("| at | ")}
+    assert set(found) == {("greedy", "10"), ("greedy", "20"), ("drawn", "10"), ("drawn", "20")}
+    assert "| 2 | 10 | 4 | 60.0 [60.0, 60.0] | 30.0 [30.0, 30.0] |" in found["drawn", "20"]
+
+
+def test_trials_of_one_episode_have_one_return(tmp_path: Path) -> None:
+    once = {"target_label": "-", "trials": 10, "episodes": 1, "returns": [spread(7.0)],
+            "best": spread(7.0), "last": spread(7.0), "regret": None}  # fmt: skip
+    record(tmp_path, "pole", "at", 0, [line("return", 7.0, trials=once)])
+    section = text_of(tmp_path).partition("## Learning within a trial")[2]
+    assert "| entrant | seeds | trials | episodes | its return |" in section
+    assert "by luck alone" not in section
