@@ -29,6 +29,9 @@ def write(
 ) -> list[Path]:
     """Write a page in some formats.
 
+    Pictures that the report written there before shows, and this one has not, are removed; where
+    no pictures are asked for, none are.
+
     Args:
         page: what it says.
         tables: by name, for CSV.
@@ -52,6 +55,7 @@ def write(
         figure_class()  # says what to install, before anything is written
         drawn = draw(page, svg="html" in formats, png="png" in formats)
     files: list[Path] = []
+    stale: set[str] = set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if "html" in formats:
@@ -59,6 +63,7 @@ def write(
             files.append(write_text(folder / f"{name}.html", html.render(page, pictures)))
         if "md" in formats:
             places = {k: f"figures/{k}.png" for k, v in drawn.items() if "png" in v}
+            stale = _shown(folder / f"{name}.md") - set(places.values()) if places else set()
             files.append(write_text(folder / f"{name}.md", markdown.render(page, places)))
         if "csv" in formats:
             (folder / "tables").mkdir(exist_ok=True)
@@ -70,11 +75,21 @@ def write(
                 file = folder / "figures" / f"{k}.png"
                 file.write_bytes(v["png"])
                 files.append(file)
+        for picture in stale:
+            (folder / picture).unlink(missing_ok=True)
     except OSError as e:
         raise SeqrlError(
             f"the report cannot be written to {folder}: {e.strerror or e}", hint="--out DIR"
         ) from e
     return files
+
+
+def _shown(report: Path) -> set[str]:
+    """Pictures that a report of ours shows; none where there is no report."""
+    if not report.is_file():
+        return set()
+    text = report.read_text(encoding="utf-8", errors="replace")
+    return set(re.findall(r"\]\((figures/[\w.%+-]+\.png)\)", text))
 
 
 def draw(page: Page, svg: bool, png: bool) -> dict[str, dict[str, bytes]]:

@@ -279,6 +279,32 @@ def test_only_what_was_asked_for_is_written(tmp_path: Path) -> None:
     assert e.value.hint == "--out DIR"
 
 
+def test_pictures_that_a_new_report_has_not_are_removed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def report() -> set[str]:
+        made = content.build([tmp_path / "in"])
+        write.write(sections.page(made), tables.tables(made), out, ["md", "png"])
+        assert {str(out / shown) for shown in write._shown(out / "report.md")} <= {
+            str(f) for f in (out / "figures").iterdir()
+        }
+        return {f.name for f in (out / "figures").iterdir()}
+
+    for row in ("hopper-medium", "walker2d-medium"):
+        walker_row(tmp_path / "in", row, {"dt": [60.0, 70.0], "bc": [50.0, 40.0]})
+    both = report()
+    (out / "figures" / "mine.png").write_bytes(b"")
+    for cell in (tmp_path / "in" / "cells" / "walker2d-medium").iterdir():
+        cell.unlink()
+    one = report()
+    assert "mine.png" in one, "only what a report of ours showed"
+    assert one - {"mine.png"} < both
+    assert not [f for f in one if "walker2d-medium" in f]
+    made = content.build([tmp_path / "in"])
+    write.write(sections.page(made), {}, out, ["md"])
+    assert {f.name for f in (out / "figures").iterdir()} == one
+
+
 # --- the shipped suites ------------------------------------------------------------------------
 
 
