@@ -127,3 +127,19 @@ def test_estimates_are_sorted_and_mark_the_middle() -> None:
     axes = figures.estimates_figure(found, looks(["a", "b"]), "P", 0.5, True).axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b"]
     assert axes.get_xlim() == (-0.03, 1.03)
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([0.5, 0.49], "At 90 none scores more than guessing."),
+        ([0.5, 0.51], "At 90 the best is dt with 0.51."),
+    ],
+)
+def test_no_winner_is_named_where_all_guess(
+    tmp_path: Path, scores: list[float], words: str
+) -> None:
+    memory_row(tmp_path, {"dt": [[1.0, scores[1]]], "lstm": [[1.0, scores[0]]]})
+    found = content.build([tmp_path])
+    lines = drawings.score_pictures(found, found.rows[0])[0]
+    assert lines.alt.endswith(words)
