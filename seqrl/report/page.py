@@ -64,7 +64,8 @@ white-space:pre-wrap}
 code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 @media(max-width:600px){table.one small{display:block;margin:0}body{padding:8px 10px 40px}
 h1{font-size:1.4rem}h2{font-size:1.12rem}
-th,td{padding:5px 6px}tbody th{white-space:normal;min-width:8.6em;overflow-wrap:break-word}
+th,td{padding:5px 6px}tbody th{white-space:normal;min-width:10.6em;overflow-wrap:break-word}
+.dot{margin-right:.3em}
 table{font-size:.86rem}figure{padding:6px}td.w{min-width:60vw}}
 @media print{nav{display:none}figure{break-inside:avoid}}
 """
