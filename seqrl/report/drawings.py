@@ -114,7 +114,7 @@ def _best_words(row: RowScores, columns: Sequence[Column]) -> str:
     best = (min if row.info.lower else max)(values, key=lambda e: values[e])
     chance = row.info.chance
     if chance is not None and (values[best] - chance) * (-1 if row.info.lower else 1) <= 0:
-        return f"At {last.name} none scores more than guessing."
+        return f"At {last.name} none does better than guessing."
     return f"At {last.name} the best is {best} with {score_text(values[best], row.info.score)}."
 
 

@@ -132,7 +132,7 @@ def test_estimates_are_sorted_and_mark_the_middle() -> None:
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
-        ([0.5, 0.49], "At 90 none scores more than guessing."),
+        ([0.5, 0.49], "At 90 none does better than guessing."),
         ([0.5, 0.51], "At 90 the best is dt with 0.51."),
     ],
 )
