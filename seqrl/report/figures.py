@@ -197,7 +197,8 @@ def heat_figure(
         axis: title of the columns.
         lower: whether less is better.
     """
-    figure, axes = panel(height=max(1.8, 0.9 + 0.27 * len(names)))
+    slanted = max(map(len, heads)) > max(6, 44 // len(heads))
+    figure, axes = panel(height=max(1.8, 0.9 + 0.27 * len(names)) + 0.8 * slanted)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     grid = np.array([[np.nan if v is None else v for v in r] for r in values], dtype=float)
@@ -211,8 +212,10 @@ def heat_figure(
             bright = v is None or (share < 0.45 if lower else share > 0.55)
             axes.text(j, i, NOTHING if v is None else score_text(v, score), ha="center",
                       va="center", fontsize=size, color="black" if bright else "white")  # fmt: skip
-    broken = ["\n".join(textwrap.wrap(h, max(6, 44 // len(heads)))) for h in heads]
-    axes.set_xticks(range(len(heads)), broken, fontsize=10 if len(heads) <= 9 else 8)
+    axes.set_xticks(range(len(heads)), heads, fontsize=10 if len(heads) <= 9 else 8)
+    if slanted:
+        for label in axes.get_xticklabels():
+            label.set(rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0)
     axes.set_xlabel(axis)

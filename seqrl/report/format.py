@@ -14,6 +14,8 @@ def score_text(value: float | None, score: str) -> str:
 
     >>> score_text(0.957, "success"), score_text(43.21, "normalized"), score_text(1234.5, "return")
     ('0.96', '43.2', '1234')
+    >>> score_text(-0.5, "return"), score_text(0.0041, "return"), score_text(0.1512, "regret")
+    ('-0.50', '0.0041', '0.151')
     """
     if value is None:
         return NOTHING
@@ -21,6 +23,8 @@ def score_text(value: float | None, score: str) -> str:
     if form is None:
         size = abs(value)
         form = ".0f" if size >= 100 else ".1f" if size >= 10 else ".2f" if size >= 1 else ".3g"
+        if score == "return" and size < 1:
+            form = ".2f" if size >= 0.005 or not size else ".2g"
     text = f"{value:{form}}"
     return text[1:] if text.startswith("-") and not text.strip("-0.") else text
 

@@ -37,7 +37,7 @@ overflow-wrap:normal}
 th,td{padding:5px 9px;text-align:left;vertical-align:top;white-space:nowrap;
 border-bottom:1px solid var(--line)}
 tbody tr:last-child td,tbody tr:last-child th{border-bottom:0}
-thead th{background:var(--card);font-weight:600;vertical-align:bottom}
+thead th{background:var(--card);font-weight:600;vertical-align:bottom;white-space:normal}
 th.n,td.n{text-align:right}
 td.w{white-space:normal;min-width:22ch;max-width:70ch;overflow-wrap:anywhere}
 tbody th{font-weight:500;background:var(--bg)}

@@ -129,6 +129,9 @@ def _differences(p: Published, row: RowScores, e: Estimate) -> list[str]:
     data = sorted({d for c in cells for d in c.data})
     if p.suite == "locomotion" and not all(d.startswith("d4rl:") for d in data):
         out.append(f"**other data** ({', '.join(data) or row.info.key.row}, not D4RL)")
+    oracle = data and all(d.startswith("oracle:") for d in data)
+    if oracle and p.protocol.startswith("data from PPO"):
+        out.append("**other data** (the oracle's episodes here)")
     if p.n_seeds and p.n_seeds != str(e.seeds):
         out.append(f"{e.seeds} seed{'' if e.seeds == 1 else 's'} here, {p.n_seeds} there")
     if p.best_of:

@@ -104,6 +104,15 @@ def test_heat_maps_print_every_number_in_a_readable_colour() -> None:
             assert abs(np.dot(to_rgb(ink), [0.2126, 0.7152, 0.0722]) - ground) > 0.35
 
 
+def test_long_names_below_a_heat_map_are_slanted_and_whole() -> None:
+    long = ["repeat-previous-medium", "repeat-first-medium", "autoencode-medium", "tmaze-90"]
+    for heads, angle in ((long, 35), (["30", "90", "9600", "1"], 0)):
+        axes = figures.heat_figure(["a"], heads, [[0.0, 0.5, 1.0, None]], "return", "").axes[0]
+        shown = axes.get_xticklabels()
+        assert [t.get_text() for t in shown] == heads
+        assert {t.get_rotation() for t in shown} == {angle}
+
+
 def test_logarithmic_axes_have_numbers_whatever_the_range() -> None:
     look = looks(["a"])
     for ys in ([0.25, 0.24], [1e-4, 1e-4], [0.3, 900.0], [1.0, 3e6]):

@@ -10,7 +10,7 @@ import pytest
 
 from seqrl.report import content, published
 from seqrl.report.published import FOLDER, Published
-from tests.report.results import memory_row, walker_row
+from tests.report.results import line, memory_row, record, walker_row
 
 FILES = sorted(FOLDER.glob("*.csv"))
 
@@ -87,3 +87,15 @@ def test_other_data_of_the_same_name_is_said_to_be_other_data(tmp_path: Path) ->
 def test_suites_without_published_numbers_have_none() -> None:
     assert published.published("no such suite") == []
     assert published.pairs("smoke", []) == []
+
+
+@pytest.mark.parametrize("source", ["oracle:seqrl/RepeatFirst-v0?level=easy", "npz:ppo.npz"])
+def test_oracle_data_beside_data_recorded_by_ppo_is_said_to_be_other(
+    tmp_path: Path, source: str
+) -> None:
+    data = [{"source": source, "fingerprint": "f"}]
+    lines = [line("return", 1.0, target=1.0)]
+    record(tmp_path, "repeat-first-easy", "dt", 0, lines, suite="memory", data=data)
+    pairs = published.pairs("memory", content.build([tmp_path]).rows)
+    (dt,) = [p for p in pairs if p.measured is not None]
+    assert any("other data" in d for d in dt.differences) == source.startswith("oracle:")
