@@ -178,3 +178,14 @@ def test_rows_of_other_suites(tmp_path: Path) -> None:
 def test_rows_of_other_suites_refused(row: dict[str, str], said: str) -> None:
     with pytest.raises(SeqrlError, match=said):
         suite.parse(tiny(rows=[row]))
+
+
+@pytest.mark.parametrize("agent", ["dt", "decision_mamba"])
+def test_memory_rows_have_timestep_positions_where_no_length_is_new(
+    agent: str, tmp_path: Path
+) -> None:
+    found = cells.plan_cells(suite.load("memory"), cells.Choice(agents=(agent,)), tmp_path)
+    positions = {c.row.name: c.plan["settings"]["agent_config"]["positions"] for c in found}
+    longer = {c.row.name for c in found if c.row.lengths}
+    assert longer == {"tmaze-90", "action-retrieval-90"}
+    assert positions == {r: "none" if r in longer else "timestep" for r in positions}
